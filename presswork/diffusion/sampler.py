@@ -1,0 +1,103 @@
+"""One canvas from noise to text, a denoise step at a time; whoever runs the model calls it between passes.
+
+L canvas, D model width, V vocabulary.
+
+    canvas, belief ──model──▶ Reading ──accept──▶ keep samples or renoise ──▶ next canvas, belief
+                                 └──converged?──▶ the arg-max canvas is the result
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from presswork.diffusion.accept import AcceptRule
+from presswork.diffusion.noise import Noise
+from presswork.diffusion.schedule import TemperatureSchedule
+from presswork.diffusion.stopping import StableAndConfidentRule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReading:
+    """What a step needs from the vocabulary head for one canvas, all under the step's temperature."""
+
+    argmax: Int[Tensor, "L"]
+    sample: Int[Tensor, "L"]
+    entropy: Float[Tensor, "L"]
+    max_logprob: Float[Tensor, "L"]
+    soft_embedding: Float[Tensor, "L D"] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffusionRules:
+    """Schedule, accept rule and stop rule of a request; no stop rule means the whole step budget is spent."""
+
+    schedule: TemperatureSchedule
+    accept: AcceptRule
+    stop: StableAndConfidentRule | None
+
+
+@dataclass(slots=True, kw_only=True)
+class CanvasState:
+    """A canvas between two steps.
+
+    Args:
+        index: which canvas of the request.
+        tokens: what the model reads next; the result is `argmax`, never this.
+        belief: soft embedding of the previous step, None before the first.
+        step: steps done.
+        argmax: the draft after the latest step.
+        entropy: of the latest step, per position, in nats.
+        accepted: positions whose sample the latest step kept.
+        settled_step: step (1, 2, ...) since which each position's arg-max has not changed.
+        history: arg-max canvases of earlier steps, oldest first, as many as the stop rule wants.
+        finished: converged, or out of steps.
+    """
+
+    index: int
+    tokens: Int[Tensor, "L"]
+    belief: Float[Tensor, "L D"] | None = None
+    step: int = 0
+    argmax: Int[Tensor, "L"]
+    entropy: Float[Tensor, "L"]
+    accepted: Bool[Tensor, "L"]
+    settled_step: Int[Tensor, "L"]
+    history: list[Int[Tensor, "L"]] = field(default_factory=list)
+    converged: bool = False
+    finished: bool = False
+
+
+def start_canvas(
+    noise: Noise, index: int, length: int, vocab_size: int, device: torch.device | str = "cpu"
+) -> CanvasState:
+    """A canvas of uniform random tokens with nothing believed yet."""
+    tokens = noise.initial_canvas(index, length, vocab_size).to(device)
+    return CanvasState(
+        index=index,
+        tokens=tokens,
+        argmax=tokens,
+        entropy=torch.full((length,), float("inf"), device=device),
+        accepted=torch.zeros(length, dtype=torch.bool, device=device),
+        settled_step=torch.zeros(length, dtype=torch.int64, device=device),
+    )
+
+
+def advance(state: CanvasState, reading: StepReading, rules: DiffusionRules, noise: Noise, vocab_size: int) -> None:
+    """Take one step's reading: accept, renoise, decide whether the canvas is finished. Mutates the state.
+
+    Samples and acceptance only shape the model's next input; an accepted token has to be accepted again.
+    """
+    length = state.tokens.shape[0]
+    accepted = rules.accept.accept(reading.entropy, reading.max_logprob)
+    fresh = noise.renoise(state.index, state.step, length, vocab_size).to(state.tokens.device)
+    state.step += 1
+    changed = reading.argmax != state.argmax if state.step > 1 else torch.ones_like(accepted)
+    state.settled_step = torch.where(changed, state.step, state.settled_step)
+    if rules.stop is not None:
+        state.converged = rules.stop.converged(reading.argmax, state.history, reading.entropy)
+        state.history = [*state.history, reading.argmax][-max(1, rules.stop.stability_threshold) :]
+    state.finished = state.converged or state.step == rules.schedule.num_steps
+    state.tokens = torch.where(accepted, reading.sample, fresh)
+    state.argmax, state.entropy, state.accepted = reading.argmax, reading.entropy, accepted
+    state.belief = reading.soft_embedding

@@ -1,0 +1,418 @@
+"""The engine people use: text in, text out, one model, any number of callers.
+
+L canvas, V vocabulary.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from presswork.cache.contiguous import SequenceCache
+from presswork.config import require
+from presswork.engine.events import Commit, Done, Draft, Event, Reply
+from presswork.engine.loop import EngineLoop
+from presswork.engine.output import OutputText
+from presswork.engine.params import SamplingParams, defaults_from_checkpoint
+from presswork.engine.prefix import PrefixCache
+from presswork.engine.request import Request
+from presswork.engine.runner import Runner
+from presswork.engine.scheduler import Scheduler
+from presswork.errors import EngineClosedError, NonFiniteError, RequestError, UnsupportedError
+from presswork.models.transformer import Transformer
+from presswork.text.chat import ChatTemplate
+from presswork.text.parsers import parse_tool_calls, split_reasoning
+from presswork.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Limits of one engine.
+
+    Args:
+        max_running: requests that share passes; further ones wait.
+        max_waiting: requests that may wait; one more is refused.
+        prefill_chunk: prompt tokens of one request a pass takes, at most.
+        max_rows: rows of one pass, at most (one request may exceed it alone).
+        prefix_cache_bytes: memory for reusable prefixes; 0 turns reuse off.
+        max_context: positions of a sequence; None is the checkpoint's.
+    """
+
+    max_running: int = 32
+    max_waiting: int = 1024
+    prefill_chunk: int = 256
+    max_rows: int = 8192
+    prefix_cache_bytes: int = 1 << 30
+    max_context: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "max_waiting", "prefill_chunk", "max_rows"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(self.prefix_cache_bytes >= 0, f"prefix_cache_bytes must not be negative, got {self.prefix_cache_bytes}")
+        require(self.max_context is None or self.max_context >= 1, f"max_context must be at least 1, got {self.max_context}")
+
+
+class Engine:
+    """Generates with one model. Safe to call from several threads: whoever waits for a reply drives the passes.
+
+    Load one with `presswork.load`. Every request ends in exactly one reply or one error.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        tokenizer: Tokenizer | None = None,
+        template: ChatTemplate | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+        config: EngineConfig | None = None,
+        name: str = "model",
+        folder: Path | None = None,
+    ):
+        self.model, self.tokenizer, self.template = model, tokenizer, template
+        self.name, self.folder = name, folder
+        self.config = config or EngineConfig()
+        self.max_context = self.config.max_context or model.config.max_position_embeddings
+        generation_config = dict(generation_config or {})
+        self.defaults = defaults_from_checkpoint(generation_config)
+        self.end_ids = _end_ids(generation_config, model.config.eos_token_id)
+        self.prefix = PrefixCache(self.config.prefix_cache_bytes)
+        self._runner = Runner(model)
+        self._scheduler = Scheduler(
+            model.config,
+            self.prefix,
+            max_running=self.config.max_running,
+            max_waiting=self.config.max_waiting,
+            prefill_chunk=self.config.prefill_chunk,
+            max_rows=self.config.max_rows,
+        )
+        self._loop = EngineLoop(self._runner, self._scheduler, self.prefix)
+        self._lock = threading.RLock()
+        self._closed = False
+
+    # Generating
+
+    @overload
+    def generate(self, prompt: str, *, raw: bool = ..., **params: Any) -> Reply: ...
+    @overload
+    def generate(self, prompt: Sequence[str], *, raw: bool = ..., **params: Any) -> list[Reply]: ...
+    @overload
+    def generate(self, *, prompt_token_ids: Sequence[int], **params: Any) -> Reply: ...
+    @overload
+    def generate(self, *, prompt_token_ids: Sequence[Sequence[int]], **params: Any) -> list[Reply]: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        raw: bool = False,
+        **params: Any,
+    ) -> Reply | list[Reply]:
+        """Complete one prompt or several; several share passes and each equals its solo run.
+
+        Args:
+            prompt: a text or a list of texts. Where the checkpoint has a chat template, a text is one user turn.
+            prompt_token_ids: token ids instead, one prompt or a list of them; taken as they are.
+            raw: encode the text as it stands, without the chat template.
+            params: fields of SamplingParams; the rest are the checkpoint's defaults.
+        Raises:
+            RequestError: a malformed prompt or parameter. GenerationError: a request failed while it ran.
+        """
+        sampling = self.defaults.changed(**params)
+        prompts, is_single = self._prompts(prompt, prompt_token_ids, raw)
+        requests: list[Request] = []
+        try:
+            requests += [self.submit(ids, sampling) for ids in prompts]
+            replies = [self._finish(request) for request in requests]
+        finally:
+            for request in requests:
+                self.cancel(request)
+        return replies[0] if is_single else replies
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        prompt_token_ids: Sequence[int] | None = None,
+        raw: bool = False,
+        drafts: bool = False,
+        **params: Any,
+    ) -> Iterator[Event]:
+        """One prompt's events as they happen; closing the iterator cancels the request.
+
+        Args: as generate; drafts: also yield a Draft after every denoise step.
+        """
+        sampling = self.defaults.changed(**params)
+        prompts, is_single = self._prompts(prompt, prompt_token_ids, raw)
+        if not is_single:
+            raise RequestError("stream takes one prompt, got several; use generate or one stream each")
+        return self.events(self.submit(prompts[0], sampling, wants_drafts=drafts))
+
+    def chat(
+        self, messages: Messages, *, tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None, **params: Any,
+    ) -> Reply:  # fmt: skip
+        """Answer a conversation; reasoning and tool calls are split off the text.
+
+        Args:
+            messages: role and content of each turn. tools: function declarations the template understands.
+            template_variables: further values for the template, such as enable_thinking.
+        Raises: RequestError, UnsupportedError (no chat template), TemplateError.
+        """
+        ids = self.encode_chat(messages, tools=tools, template_variables=template_variables)
+        return self.parse_chat(self.generate(prompt_token_ids=ids, **params))
+
+    def parse_chat(self, reply: Reply) -> Reply:
+        """The reply with reasoning and tool calls taken out of its text."""
+        if self.tokenizer is None:
+            return reply
+        reasoning, answer = split_reasoning(reply.token_ids, self.tokenizer)
+        calls, rest = parse_tool_calls(answer, self.tokenizer)
+        if reasoning is None and not calls:
+            return reply
+        return replace(
+            reply,
+            text=self.tokenizer.decode(rest),
+            reasoning=None if reasoning is None else self.tokenizer.decode(reasoning),
+            tool_calls=calls,
+        )
+
+    def encode_chat(
+        self, messages: Messages, *, tools: Sequence[Mapping[str, Any]] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+    ) -> list[int]:  # fmt: skip
+        """Prompt ids of a conversation, through the checkpoint's own chat template."""
+        if self.template is None:
+            raise UnsupportedError(f"model {self.name!r} has no chat template; use generate with plain text")
+        tools_list = None if tools is None else list(tools)
+        text = self.template.render(messages, tools=tools_list, **dict(template_variables or {}))
+        return self._require_tokenizer().encode(text, add_special_tokens=False)
+
+    # Requests one by one, for servers and schedulers of their own
+
+    def submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, wants_drafts: bool = False
+    ) -> Request:
+        """Queue a prompt. Raises RequestError, QueueFullError, EngineClosedError; nothing has run yet."""
+        params = params or self.defaults
+        ids = self._checked_ids(prompt_ids)
+        max_tokens = self._max_tokens(len(ids), params)
+        if params.mode == "ar" and not ids:
+            raise RequestError("mode 'ar' needs at least one prompt token, got none; start from the bos token")
+        if params.stop and self.tokenizer is None:
+            raise UnsupportedError("stop strings need a tokenizer, and this model has none; use stop_token_ids")
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
+        request = Request(
+            prompt_ids=ids,
+            params=params,
+            max_tokens=max_tokens,
+            output=OutputText(self.tokenizer, params, ends, max_tokens),
+            end_ids=ends,
+            wants_drafts=wants_drafts,
+        )
+        with self._lock:
+            if self._closed:
+                raise EngineClosedError("the engine is closed; load the model again")
+            self._scheduler.add(request)
+        return request
+
+    def step(self) -> bool:
+        """One model pass over all running requests. Returns whether there is more to do."""
+        with self._lock:
+            return self._loop.step()
+
+    def events(self, request: Request) -> Iterator[Event]:
+        """A submitted request's events, driving passes while there are none. Closing cancels it."""
+        try:
+            while True:
+                while request.events:
+                    yield request.events.popleft()
+                if request.error is not None:
+                    raise request.error
+                if request.ended:
+                    return
+                with self._lock:
+                    if not request.events and not request.ended:
+                        self._loop.step()
+        finally:
+            self.cancel(request)
+
+    def cancel(self, request: Request) -> None:
+        """Drop a request; what it holds is freed before the next pass."""
+        if request.ended:
+            return
+        request.cancelled = True
+        with self._lock:
+            self._scheduler.drop_cancelled()
+
+    def close(self) -> None:
+        """Refuse new requests and end the ones in flight with EngineClosedError."""
+        with self._lock:
+            self._closed = True
+            for request in (*self._scheduler.waiting, *self._scheduler.running):
+                request.fail(EngineClosedError("the engine was closed while the request ran"))
+                self._scheduler.retire(request)
+            self._scheduler.waiting.clear()
+            self.prefix.clear()
+
+    @property
+    def num_running(self) -> int:
+        return len(self._scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._scheduler.waiting)
+
+    # Looking at the model
+
+    def score(self, prompt: str | Sequence[int], completion: str | Sequence[int]) -> list[float]:
+        """Causal log-probability of each completion token given all before it, in nats; their sum is the likelihood.
+
+        Args:
+            prompt, completion: texts, encoded apart (the prompt with special tokens, nothing templated), or token ids.
+        """
+        prompt_ids = self._as_ids(prompt, add_special_tokens=True)
+        completion_ids = self._as_ids(completion, add_special_tokens=False)
+        if not prompt_ids or not completion_ids:
+            raise RequestError("score needs at least one prompt token and one completion token")
+        ids = prompt_ids + completion_ids
+        self._check_room(len(ids))
+        with self._lock:
+            cache = SequenceCache(self.model.config)
+            scores: list[float] = []
+            for start in range(0, len(ids) - 1, self.config.prefill_chunk):
+                stop = min(start + self.config.prefill_chunk, len(ids) - 1)
+                hidden = self._runner.causal_hidden(cache, ids[start:stop])
+                skip = max(0, len(prompt_ids) - 1 - start)
+                if skip < stop - start:
+                    targets = torch.tensor(ids[start + 1 + skip : stop + 1], device=hidden.device)
+                    reading = self._runner.read_logprobs(hidden[skip:], targets)
+                    assert reading.chosen_logprobs is not None
+                    scores += reading.chosen_logprobs[:, 0].tolist()
+        if any(value != value for value in scores):
+            raise NonFiniteError("score failed: the model produced NaN or infinite logits; check the weights")
+        return scores
+
+    def canvas_logits(
+        self,
+        prompt_token_ids: Sequence[int],
+        canvas_token_ids: Sequence[int],
+        self_conditioning_logits: Float[Tensor, "L V"] | None = None,
+    ) -> Float[Tensor, "L V"]:
+        """Float32 logits of one canvas after a prompt, softcapped, for parity checks and research.
+
+        The only place that forms a [L, V] tensor.
+
+        Args:
+            self_conditioning_logits: the previous step's temperature-divided logits; None is a first step.
+        """
+        prompt, canvas_ids = self._checked_ids(prompt_token_ids), self._checked_ids(canvas_token_ids)
+        if not canvas_ids:
+            raise RequestError("canvas_token_ids must hold at least one token, got none")
+        self._check_room(len(prompt) + len(canvas_ids))
+        model = self.model
+        belief = None
+        if self_conditioning_logits is not None:
+            wanted = (len(canvas_ids), model.config.vocab_size)
+            if tuple(self_conditioning_logits.shape) != wanted:
+                raise RequestError(
+                    f"self_conditioning_logits must be {list(wanted)}, got {list(self_conditioning_logits.shape)}"
+                )
+            weights = torch.softmax(self_conditioning_logits.to(model.head.device, torch.float32), -1)
+            belief = weights.to(model.dtype) @ model.decoder.embedding
+        with self._lock, torch.no_grad():
+            cache = SequenceCache(model.config)
+            for start in range(0, len(prompt), self.config.prefill_chunk):
+                self._runner.causal_hidden(cache, prompt[start : start + self.config.prefill_chunk])
+            hidden = self._runner.canvas_hidden(cache, torch.tensor(canvas_ids), belief)
+            cap = model.config.final_logit_softcapping
+            return cap * torch.tanh(F.linear(hidden, model.head).float() / cap)
+
+    # Checking what callers give
+
+    def _prompts(self, prompt: object, prompt_token_ids: object, raw: bool) -> tuple[list[list[int]], bool]:
+        """(token ids of each prompt, whether a single one was given)."""
+        if (prompt is None) == (prompt_token_ids is None):
+            raise RequestError("give either a prompt text (or a list of texts) or prompt_token_ids")
+        if isinstance(prompt, str):
+            return [self.encode_prompt(prompt, raw=raw)], True
+        if isinstance(prompt, Sequence):
+            if not all(isinstance(text, str) for text in prompt):
+                raise RequestError("prompt must be a text or a list of texts; token ids go into prompt_token_ids")
+            return [self.encode_prompt(text, raw=raw) for text in prompt], False
+        if not isinstance(prompt_token_ids, Sequence) or isinstance(prompt_token_ids, (str, bytes)):
+            raise RequestError(f"prompt_token_ids must be a list of token ids, got {type(prompt_token_ids).__name__}")
+        if prompt_token_ids and isinstance(prompt_token_ids[0], Sequence):
+            return [list(ids) for ids in prompt_token_ids], False
+        return [list(prompt_token_ids)], True
+
+    def encode_prompt(self, text: str, *, raw: bool = False) -> list[int]:
+        """Token ids of a text prompt: one user turn where there is a chat template, else or when raw the text itself."""
+        if self.template is not None and not raw:
+            return self.encode_chat([{"role": "user", "content": text}])
+        return self._require_tokenizer().encode(text)
+
+    def _as_ids(self, value: str | Sequence[int], *, add_special_tokens: bool) -> list[int]:
+        if isinstance(value, str):
+            return self._require_tokenizer().encode(value, add_special_tokens=add_special_tokens)
+        return self._checked_ids(value)
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UnsupportedError(f"model {self.name!r} has no tokenizer; give prompt_token_ids")
+        return self.tokenizer
+
+    def _checked_ids(self, ids: Sequence[int]) -> list[int]:
+        vocab = self.model.config.vocab_size
+        for position, token in enumerate(ids):
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
+                raise RequestError(f"token id {token!r} at position {position} is not an integer in 0..{vocab - 1}")
+        return list(ids)
+
+    def _check_room(self, num: int) -> None:
+        if num > self.max_context:
+            raise RequestError(f"{num} tokens do not fit the context of {self.max_context}; shorten the text")
+
+    def _max_tokens(self, num_prompt: int, params: SamplingParams) -> int:
+        left = self.max_context - num_prompt
+        if left < 1:
+            raise RequestError(
+                f"the prompt has {num_prompt} tokens and the context is {self.max_context}; shorten the prompt"
+            )
+        if params.max_tokens is None:
+            return left
+        if params.max_tokens > left:
+            raise RequestError(
+                f"max_tokens is {params.max_tokens}, but the prompt's {num_prompt} tokens leave {left} of the context "
+                f"of {self.max_context}; lower max_tokens or shorten the prompt"
+            )
+        return params.max_tokens
+
+    def _finish(self, request: Request) -> Reply:
+        for event in self.events(request):
+            if isinstance(event, Done):
+                return event.reply
+        raise AssertionError("a request ends in a reply or an error")
+
+
+def _end_ids(generation_config: Mapping[str, Any], fallback: int) -> frozenset[int]:
+    """generation_config's list is longer than the model config's, and is the one to use."""
+    found = generation_config.get("eos_token_id")
+    if found is None:
+        return frozenset({fallback})
+    return frozenset({found} if isinstance(found, int) else found)
+
+
+__all__ = ["Commit", "Draft", "Engine", "EngineConfig", "Messages"]

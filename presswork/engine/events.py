@@ -1,0 +1,120 @@
+"""What a request tells the outside: drafts while a canvas settles, commits of final text, and one end."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from presswork.text.parsers import ToolCall
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """One committed token's log-probability under the untempered model at the step that committed it.
+
+    Args:
+        entropy: of its position in that step, in nats, under the step's temperature.
+        settled_step: denoise step (1, 2, ...) since which the position's arg-max had not changed; 1 in ar mode.
+        num_steps: denoise steps its canvas took; 1 in ar mode.
+        top: the most likely tokens and their log-probabilities, best first.
+    """
+
+    token_id: int
+    logprob: float
+    entropy: float
+    settled_step: int
+    num_steps: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """The provisional canvas after one denoise step; every list has one entry per position.
+
+    Args:
+        token_ids: the arg-max canvas, which becomes the text if this is the last step.
+        entropy: in nats; accepted: positions whose sample was kept for the next step.
+    """
+
+    canvas_index: int
+    step: int
+    max_steps: int
+    token_ids: list[int]
+    entropy: list[float]
+    accepted: list[bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """Final tokens: a whole canvas, or one token in ar mode. Texts of all commits joined are the reply's text."""
+
+    canvas_index: int
+    token_ids: list[int]
+    text: str
+    num_steps: int
+    logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts; cached prompt tokens came out of the prefix cache."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """How a request went.
+
+    Args:
+        num_passes: model passes the request took part in, prefill included.
+        num_denoise_steps: over all canvases.
+        wall_s: from submission to the end; first_text_s: to the first committed text.
+    """
+
+    num_canvases: int
+    num_denoise_steps: int
+    num_passes: int
+    wall_s: float
+    first_text_s: float | None
+    completion_tokens: int
+
+    @property
+    def steps_per_canvas(self) -> float:
+        return self.num_denoise_steps / self.num_canvases if self.num_canvases else 0.0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.completion_tokens / self.num_passes if self.num_passes else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Delivered tokens over wall time, prefill included."""
+        return self.completion_tokens / self.wall_s if self.wall_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The whole answer. `token_ids` includes the end token where one was written; `text` does not."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    usage: Usage
+    stats: Stats
+    stop_match: str | int | None = None
+    logprobs: list[TokenLogprob] | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The end of a request that did not fail."""
+
+    reply: Reply
+
+
+Event = Draft | Commit | Done

@@ -1,0 +1,76 @@
+"""From a name, folder or Hub id to an engine."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from presswork.engine.engine import Engine, EngineConfig
+from presswork.errors import ConfigError
+from presswork.text.chat import ChatTemplate
+from presswork.text.tokenizer import Tokenizer
+from presswork.weights.config_files import read_generation_config
+from presswork.weights.hub import resolve
+from presswork.weights.load import Progress, load_model
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    config: EngineConfig | None = None,
+    may_pull: bool = True,
+    progress: Progress | None = None,
+    **limits: Any,
+) -> Engine:
+    """Load a model and everything it needs to generate.
+
+    Args:
+        source: an embedded model's name, a folder, or a Hub id; a Hub id that is not cached is pulled.
+        device: where the model runs.
+        dtype: "bfloat16" or "float32"; None is the checkpoint's.
+        config: the engine's limits; single ones may be given as keywords instead.
+        may_pull: False refuses to download.
+        progress: called with (bytes done, bytes in all) while tensors are read.
+    Raises: ModelNotFoundError, CheckpointError, ConfigError.
+    """
+    if limits and config is not None:
+        raise ConfigError("give either config or single limits as keywords, not both")
+    try:
+        config = config or EngineConfig(**limits)
+    except TypeError as error:
+        raise ConfigError(f"unknown engine setting: {error}; see EngineConfig") from error
+    folder = resolve(str(source), may_pull=may_pull)
+    model = load_model(folder, device=_device(device), dtype=_dtype(dtype), progress=progress)
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    tokenizer = Tokenizer.from_folder(folder) if has_tokenizer else None
+    return Engine(
+        model,
+        tokenizer=tokenizer,
+        template=None if tokenizer is None else ChatTemplate.from_folder(folder, tokenizer),
+        generation_config=read_generation_config(folder),
+        config=config,
+        name=str(source),
+        folder=folder,
+    )
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if isinstance(dtype, str):
+        if dtype not in _DTYPES:
+            raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)} or none, got {dtype!r}")
+        return _DTYPES[dtype]
+    return dtype
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device {device!r} is not known to torch; use 'cpu' or 'cuda'") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {str(found)!r} was asked for, but torch sees no CUDA device; use 'cpu'")
+    return found

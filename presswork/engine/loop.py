@@ -1,0 +1,195 @@
+"""The step loop: plan, pass, read, let every request take its step. One call of `step` is one model pass.
+
+L canvas, D model width.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from presswork.diffusion.sampler import StepReading, advance, start_canvas
+from presswork.engine.events import Commit, Draft, TokenLogprob
+from presswork.engine.prefix import PrefixCache
+from presswork.engine.request import Request
+from presswork.engine.runner import Runner
+from presswork.engine.scheduler import Scheduler, WorkItem
+from presswork.errors import GenerationError, NonFiniteError, OutOfMemoryError, PressworkError
+from presswork.ops.vocab_head import Reading
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Moves every running request one pass further at a time. Not thread-safe: one caller at a time."""
+
+    def __init__(self, runner: Runner, scheduler: Scheduler, prefix: PrefixCache):
+        self._runner, self._scheduler, self._prefix = runner, scheduler, prefix
+        self._vocab_size = runner.config.vocab_size
+
+    def step(self) -> bool:
+        """One pass. Returns whether there is more to do. Failures end the requests they concern."""
+        items = self._scheduler.plan()
+        if not items:
+            return self._scheduler.has_work
+        try:
+            for item in items:
+                self._open_canvas(item)
+            self._after(items, self._runner.run(items))
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            self._fail_all(items, error)
+        for item in items:
+            if item.request.ended:
+                self._scheduler.retire(item.request)
+        return self._scheduler.has_work
+
+    def _fail_all(self, items: Sequence[WorkItem], error: BaseException) -> None:
+        """A pass that broke takes its requests with it and nothing else."""
+        for item in items:
+            logger.error("request %d failed in its pass: %s", item.request.request_id, error)
+            memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+            text = f"request {item.request.request_id} failed: {error}"
+            if memory:
+                text += "; fewer requests at once, or a shorter prompt or max_tokens, need less memory"
+            kind = OutOfMemoryError if memory else GenerationError
+            item.request.fail(error if isinstance(error, PressworkError) else kind(text))
+
+    def _open_canvas(self, item: WorkItem) -> None:
+        request = item.request
+        if item.canvas_length and request.canvas is None:
+            request.canvas = start_canvas(
+                request.noise, request.num_canvases, item.canvas_length, self._vocab_size, self._runner.device
+            )
+            request.num_canvases += 1
+
+    def _after(self, items: Sequence[WorkItem], hidden: Sequence[Tensor]) -> None:
+        for item in items:
+            self._strike_off(item)
+        canvases = [(item.request, rows) for item, rows in zip(items, hidden, strict=True) if item.canvas_length]
+        if canvases:
+            requests, rows = [r for r, _ in canvases], [h for _, h in canvases]
+            for request, h, reading in zip(requests, rows, self._runner.read_canvases(requests, rows), strict=True):
+                self._denoised(request, h, reading)
+        nexts = [(item.request, rows) for item, rows in zip(items, hidden, strict=True) if item.wants_next]
+        if nexts:
+            requests, rows = [r for r, _ in nexts], [h for _, h in nexts]
+            for request, h, reading in zip(requests, rows, self._runner.read_next(requests, rows), strict=True):
+                self._next_token(request, h, reading)
+
+    def _strike_off(self, item: WorkItem) -> None:
+        """The pass wrote these tokens' keys and values; remember the prefix where a chunk or canvas ended."""
+        request = item.request
+        request.num_passes += 1
+        if not item.num_causal:
+            return
+        request.pending = request.pending[item.num_causal :]
+        assert request.cache is not None
+        is_prompt = request.cache.length <= len(request.prompt_ids)
+        if is_prompt or not request.is_ar:
+            self._prefix.put(request.all_ids()[: request.cache.length], request.cache)
+
+    def _denoised(self, request: Request, hidden: Float[Tensor, "L D"], reading: Reading) -> None:
+        """One denoise step of one request: advance its canvas, and commit it when it is finished."""
+        canvas = request.canvas
+        assert canvas is not None
+        if not bool(reading.finite.all()):
+            request.fail(_non_finite(request, f"step {canvas.step + 1} of canvas {canvas.index + 1}"))
+            return
+        step_reading = StepReading(
+            argmax=reading.argmax,
+            sample=reading.sample,
+            entropy=reading.entropy,
+            max_logprob=reading.max_logprob,
+            soft_embedding=reading.soft_embedding,
+        )
+        advance(canvas, step_reading, request.rules, request.noise, self._vocab_size)
+        request.num_denoise_steps += 1
+        if request.wants_drafts:
+            request.emit(
+                Draft(
+                    canvas_index=canvas.index,
+                    step=canvas.step,
+                    max_steps=request.rules.schedule.num_steps,
+                    token_ids=canvas.argmax.tolist(),
+                    entropy=canvas.entropy.tolist(),
+                    accepted=canvas.accepted.tolist(),
+                )
+            )
+        if canvas.finished:
+            self._commit_canvas(request, hidden)
+
+    def _commit_canvas(self, request: Request, hidden: Float[Tensor, "L D"]) -> None:
+        """The arg-max canvas becomes text; unless it was the last, its keys and values are written in the next pass."""
+        canvas = request.canvas
+        assert canvas is not None
+        ids = canvas.argmax.tolist()
+        taken = request.output.take(ids)
+        logprobs = None
+        if request.params.logprobs is not None:
+            logprobs = self._canvas_logprobs(request, hidden[: taken.num_tokens], taken.num_tokens)
+        kept = ids[: taken.num_tokens]
+        request.emit(
+            Commit(
+                canvas_index=canvas.index, token_ids=kept, text=taken.text, num_steps=canvas.step, logprobs=logprobs
+            )
+        )
+        request.canvas = None
+        if taken.finish_reason is not None:
+            request.finish(taken.finish_reason, taken.stop_match)
+        else:
+            request.pending = kept
+
+    def _canvas_logprobs(
+        self, request: Request, hidden: Float[Tensor, "N D"], num_tokens: int
+    ) -> list[TokenLogprob]:
+        canvas = request.canvas
+        assert canvas is not None
+        steps = canvas.settled_step[:num_tokens].tolist()
+        entropy = canvas.entropy[:num_tokens].tolist()
+        return self._logprobs(request, hidden, canvas.argmax[:num_tokens], entropy, steps, canvas.step)
+
+    def _logprobs(
+        self, request: Request, hidden: Tensor, ids: Tensor, entropy: list[float], settled: list[int], num_steps: int
+    ) -> list[TokenLogprob]:
+        num_top = request.params.logprobs or 0
+        reading = self._runner.read_logprobs(hidden, ids, num_top)
+        assert reading.chosen_logprobs is not None
+        chosen = reading.chosen_logprobs[:, 0].tolist()
+        tops: list[tuple[tuple[int, float], ...]] = [()] * len(chosen)
+        if reading.topk_ids is not None and reading.topk_logprobs is not None:
+            pairs = zip(reading.topk_ids.tolist(), reading.topk_logprobs.tolist(), strict=True)
+            tops = [tuple(zip(row_ids, row_logprobs, strict=True)) for row_ids, row_logprobs in pairs]
+        return [
+            TokenLogprob(
+                token_id=token, logprob=logprob, entropy=h, settled_step=step, num_steps=num_steps, top=top
+            )
+            for token, logprob, h, step, top in zip(ids.tolist(), chosen, entropy, settled, tops, strict=True)
+        ]
+
+    def _next_token(self, request: Request, hidden: Float[Tensor, "1 D"], reading: Reading) -> None:
+        """One token of one ar request."""
+        position = len(request.output.token_ids)
+        if not bool(reading.finite.all()):
+            request.fail(_non_finite(request, f"token {position + 1}"))
+            return
+        token = int(reading.sample)
+        taken = request.output.take([token])
+        logprobs = None
+        if request.params.logprobs is not None:
+            logprobs = self._logprobs(request, hidden, reading.sample, reading.entropy.tolist(), [1], 1)
+        request.emit(Commit(canvas_index=position, token_ids=[token], text=taken.text, num_steps=1, logprobs=logprobs))
+        if taken.finish_reason is None:
+            request.pending = [token]
+            return
+        if request.cache is not None:
+            self._prefix.put(request.all_ids()[: request.cache.length], request.cache)
+        request.finish(taken.finish_reason, taken.stop_match)
+
+
+def _non_finite(request: Request, where: str) -> NonFiniteError:
+    return NonFiniteError(
+        f"request {request.request_id} failed at {where}: the model produced NaN or infinite logits; check the "
+        "checkpoint's weights, or run in float32"
+    )

@@ -1,0 +1,72 @@
+"""From committed tokens to text: where a reply ends, and which text is already certain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from presswork.engine.events import FinishReason
+from presswork.engine.params import SamplingParams
+from presswork.text.stream import IncrementalDecoder, StopScanner
+from presswork.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What `OutputText.take` made of the offered tokens: how many it kept, their certain text, and why it ended."""
+
+    num_tokens: int
+    text: str
+    finish_reason: FinishReason | None = None
+    stop_match: str | int | None = None
+
+
+class OutputText:
+    """Cuts a stream of tokens at end tokens, stop strings and max_tokens, and decodes it as it becomes certain."""
+
+    def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams, end_ids: frozenset[int], max_tokens: int):
+        self._params, self._end_ids, self._max_tokens = params, end_ids, max_tokens
+        self._decoder = None if tokenizer is None else IncrementalDecoder(tokenizer)
+        self._scanner = StopScanner(params.stop) if params.stop else None
+        self.token_ids: list[int] = []
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still be written."""
+        return self._max_tokens - len(self.token_ids)
+
+    def take(self, ids: Sequence[int]) -> Taken:
+        """Append tokens until the reply ends or they run out. Mutates self."""
+        pieces: list[str] = []
+        for count, token in enumerate(ids, start=1):
+            self.token_ids.append(token)
+            ended = self._step(token, pieces)
+            if ended is not None:
+                reason, match = ended
+                return Taken(num_tokens=count, text="".join(pieces), finish_reason=reason, stop_match=match)
+        return Taken(num_tokens=len(ids), text="".join(pieces))
+
+    def flush(self) -> str:
+        """Text that was held back; call once, when no more tokens come."""
+        tail = "" if self._decoder is None else self._decoder.flush()
+        if self._scanner is None:
+            return tail
+        emitted, _ = self._scanner.push(tail)
+        return emitted + self._scanner.flush()
+
+    def _step(self, token: int, pieces: list[str]) -> tuple[FinishReason, str | int | None] | None:
+        """Text of one token goes to pieces; returns how the reply ends with it, if it does."""
+        count = len(self.token_ids)
+        may_stop = count > self._params.min_tokens
+        if may_stop and token in self._end_ids:
+            pieces.append(self.flush())
+            return "stop", token
+        text = "" if self._decoder is None else self._decoder.push([token])
+        match = None
+        if self._scanner is not None:
+            text, match = self._scanner.push(text) if may_stop else (text, None)
+        pieces.append(text)
+        if match is not None:
+            return "stop", match
+        if count >= self._max_tokens:
+            pieces.append(self.flush())
+            return "length", None
+        return None

@@ -1,0 +1,141 @@
+"""What a caller may ask of one request, checked before any work."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from presswork.diffusion.accept import AcceptRule, ConfidenceRule, EntropyBoundRule
+from presswork.diffusion.sampler import DiffusionRules
+from presswork.diffusion.schedule import TemperatureSchedule
+from presswork.diffusion.stopping import StableAndConfidentRule
+from presswork.errors import ConfigError, RequestError
+
+Mode = Literal["diffusion", "ar"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Sampling parameters of one request.
+
+    Args:
+        mode: "diffusion" writes canvases; "ar" writes one token at a time with the same weights.
+        max_tokens: exact upper bound of generated tokens; None is what the context has left.
+        min_tokens: end tokens and stop strings are ruled out before this many tokens.
+        seed: 64-bit; the same request with the same seed gives the same text.
+        temperature: scales the schedule (diffusion) or is the temperature (ar). At 0 every sample is the arg-max; the
+            schedule then still shapes entropies and self-conditioning.
+        top_k: sample among the k most likely tokens; 0 is off.
+        top_p: sample among the fewest tokens that hold this probability; 1 is off.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen before; 1 is off.
+        stop: strings that end the text; they are not part of it.
+        stop_token_ids: further token ids that end it, beside the checkpoint's end tokens.
+        ignore_eos: treat the checkpoint's end tokens as any other.
+        max_denoising_steps: step budget of each canvas.
+        t_min, t_max: the temperature schedule of a canvas.
+        entropy_bound: acceptance budget of a step, in nats.
+        accept_threshold: accept by confidence instead of by entropy; None keeps the entropy bound.
+        stability_threshold: arg-max canvases that must agree before an early stop; None turns early stop off.
+        confidence_threshold: mean entropy below which a stable canvas stops; None turns early stop off.
+        canvas_length: positions denoised together; None is the checkpoint's, or less where less is left to write.
+        logprobs: None, or how many alternatives to report beside each token's log-probability.
+    """
+
+    mode: Mode = "diffusion"
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    max_denoising_steps: int = 48
+    t_min: float = 0.4
+    t_max: float = 0.8
+    entropy_bound: float = 0.1
+    accept_threshold: float | None = None
+    stability_threshold: int | None = 1
+    confidence_threshold: float | None = 0.005
+    canvas_length: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("diffusion", "ar"):
+            raise RequestError(f"mode must be 'diffusion' or 'ar', got {self.mode!r}")
+        _check_count("max_tokens", self.max_tokens, 1, optional=True)
+        _check_count("min_tokens", self.min_tokens, 0)
+        _check_count("seed", self.seed, 0, 2**64 - 1)
+        _check_count("top_k", self.top_k, 0)
+        _check_count("max_denoising_steps", self.max_denoising_steps, 1)
+        _check_count("canvas_length", self.canvas_length, 1, optional=True)
+        _check_count("logprobs", self.logprobs, 0, 20, optional=True)
+        _check_real("temperature", self.temperature, 0.0, 100.0)
+        _check_real("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _check_real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
+        object.__setattr__(self, "stop", _strings(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for token in self.stop_token_ids:
+            _check_count("stop_token_ids", token, 0)
+        self.rules()
+
+    def rules(self) -> DiffusionRules:
+        """The schedule, accept rule and stop rule these parameters stand for."""
+        try:
+            accept: AcceptRule
+            if self.accept_threshold is None:
+                accept = EntropyBoundRule(self.entropy_bound)
+            else:
+                accept = ConfidenceRule(self.accept_threshold)
+            schedule = TemperatureSchedule(num_steps=self.max_denoising_steps, t_min=self.t_min, t_max=self.t_max)
+            stop = None
+            if self.stability_threshold is not None and self.confidence_threshold is not None:
+                stop = StableAndConfidentRule(
+                    stability_threshold=self.stability_threshold, confidence_threshold=self.confidence_threshold
+                )
+        except (ConfigError, TypeError) as error:
+            raise RequestError(str(error)) from error
+        return DiffusionRules(schedule=schedule, accept=accept, stop=stop)
+
+    def changed(self, **changes: Any) -> "SamplingParams":
+        """These parameters with some replaced. Raises RequestError for an unknown name."""
+        known = {field.name for field in fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise RequestError(f"unknown sampling parameter {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        return replace(self, **changes)
+
+
+def defaults_from_checkpoint(generation_config: dict[str, Any]) -> SamplingParams:
+    """The checkpoint's own defaults.
+
+    `max_new_tokens` is left out on purpose: the released value of 256 would cut the answers of clients that send none.
+    """
+    names = ("max_denoising_steps", "t_min", "t_max", "entropy_bound", "stability_threshold", "confidence_threshold")
+    found = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    return SamplingParams(**found)
+
+
+def _check_count(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    wanted = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or value < low or (high is not None and value > high):
+        raise RequestError(f"{name} must be {wanted}{' or none' if optional else ''}, got {value!r}")
+
+
+def _check_real(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_real or not (low <= value <= high) or (open_low and value == low):
+        bracket = "(" if open_low else "["
+        raise RequestError(f"{name} must be a number in {bracket}{low:g}, {high:g}], got {value!r}")
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
+    if any(not isinstance(text, str) or not text for text in strings):
+        raise RequestError(f"stop must be one or more non-empty strings, got {value!r}")
+    return strings

@@ -1,0 +1,123 @@
+"""One request's life as plain state: what it wrote, what it waits for, what it told its caller."""
+
+import itertools
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from presswork.cache.contiguous import SequenceCache
+from presswork.diffusion.noise import CounterNoise
+from presswork.diffusion.sampler import CanvasState, DiffusionRules
+from presswork.engine.events import Commit, Done, Draft, Event, FinishReason, Reply, Stats, TokenLogprob, Usage
+from presswork.engine.output import OutputText
+from presswork.engine.params import SamplingParams
+from presswork.errors import PressworkError
+
+_ids = itertools.count(1)
+
+
+class Phase(Enum):
+    """Where a request stands between two passes."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    ENDED = auto()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Request:
+    """A prompt on its way to a reply.
+
+    Args:
+        prompt_ids: at least one token in ar mode.
+        max_tokens: resolved bound of generated tokens.
+        end_ids: tokens that end the reply.
+        wants_drafts: whether Draft events are produced.
+        pending: tokens whose keys and values are not in the cache yet; what the next causal rows are.
+        canvas: the canvas being denoised, None while prefilling or in ar mode.
+        cached_tokens: prompt tokens that came out of the prefix cache.
+    """
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    max_tokens: int
+    output: OutputText
+    end_ids: frozenset[int] = frozenset()
+    wants_drafts: bool = False
+    request_id: int = field(default_factory=lambda: next(_ids))
+    phase: Phase = Phase.WAITING
+    cancelled: bool = False
+    events: deque[Event] = field(default_factory=deque)
+    error: PressworkError | None = None
+    cache: SequenceCache | None = None
+    pending: list[int] = field(default_factory=list)
+    canvas: CanvasState | None = None
+    cached_tokens: int = 0
+    num_canvases: int = 0
+    num_denoise_steps: int = 0
+    num_passes: int = 0
+    text_parts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    submitted_at: float = field(default_factory=time.perf_counter)
+    first_text_at: float | None = None
+    noise: CounterNoise = field(init=False)
+    rules: DiffusionRules = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.noise, self.rules = CounterNoise(self.params.seed), self.params.rules()
+        self.pending = list(self.prompt_ids)
+
+    @property
+    def is_ar(self) -> bool:
+        return self.params.mode == "ar"
+
+    @property
+    def ended(self) -> bool:
+        return self.phase is Phase.ENDED
+
+    def all_ids(self) -> list[int]:
+        """Prompt and committed tokens."""
+        return self.prompt_ids + self.output.token_ids
+
+    def emit(self, event: Draft | Commit) -> None:
+        """Tell the caller something that is not the end. Mutates events."""
+        if isinstance(event, Commit):
+            self.text_parts.append(event.text)
+            if event.text and self.first_text_at is None:
+                self.first_text_at = time.perf_counter()
+            if event.logprobs:
+                self.logprobs += event.logprobs
+        self.events.append(event)
+
+    def finish(self, reason: FinishReason, stop_match: str | int | None = None) -> None:
+        """End with a reply. Mutates phase and events; a request ends once."""
+        if self.ended:
+            return
+        now = time.perf_counter()
+        count = len(self.output.token_ids)
+        reply = Reply(
+            text="".join(self.text_parts),
+            token_ids=list(self.output.token_ids),
+            finish_reason=reason,
+            stop_match=stop_match,
+            usage=Usage(
+                prompt_tokens=len(self.prompt_ids), cached_tokens=self.cached_tokens, completion_tokens=count
+            ),
+            stats=Stats(
+                num_canvases=self.num_canvases,
+                num_denoise_steps=self.num_denoise_steps,
+                num_passes=self.num_passes,
+                wall_s=now - self.submitted_at,
+                first_text_s=None if self.first_text_at is None else self.first_text_at - self.submitted_at,
+                completion_tokens=count,
+            ),
+            logprobs=self.logprobs if self.params.logprobs is not None else None,
+        )
+        self.phase = Phase.ENDED
+        self.events.append(Done(reply=reply))
+
+    def fail(self, error: PressworkError) -> None:
+        """End with an error, which the caller's next read raises. Mutates phase and error."""
+        if not self.ended:
+            self.phase, self.error = Phase.ENDED, error

@@ -1,0 +1,265 @@
+"""Turns planned work into model passes and vocabulary readings; the only part of the engine that makes tensors.
+
+N rows of a pass, D model width, L canvas, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from presswork.cache.contiguous import SequenceCache
+from presswork.engine.request import Request
+from presswork.engine.scheduler import WorkItem
+from presswork.models.attention import CachedAttention, Segment
+from presswork.models.transformer import PassRows, Transformer
+from presswork.ops.linear import is_row_stable
+from presswork.ops.vocab_head import EditGroup, LogitEdits, Reading, read_vocab
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slice:
+    """One segment of a pass before it has rows: whose, which tokens, which mode, which outputs."""
+
+    cache: SequenceCache
+    ids: Int[Tensor, "n"]
+    belief: Float[Tensor, "n D"] | None
+    is_canvas: bool
+    wants: str
+
+
+class Runner:
+    """Owns the model's device and dtype; stateless between passes but for the caches that requests carry."""
+
+    def __init__(self, model: Transformer):
+        self.model, self.config = model, model.config
+        self.device = model.decoder.embedding.device
+        widths = {model.config.hidden_size, model.config.intermediate_size, model.config.moe_intermediate_size}
+        widths |= {model.config.num_attention_heads * layer.head_dim for layer in model.config.layers}
+        # Where a product's rows depend on its height, sharing a pass would change a request's numbers.
+        stable = all(is_row_stable(model.dtype, width) for width in widths)
+        self.shares_passes = stable and config_is_tied(model)
+
+    @torch.no_grad()
+    def run(self, items: Sequence[WorkItem]) -> list[Float[Tensor, "R D"]]:
+        """One pass over every item's rows; returns each item's hidden rows: its canvas, its next token's, or none.
+
+        Mutates the requests' caches; the pending tokens that went in are for the caller to strike off.
+        """
+        slices: list[_Slice] = []
+        owners: list[int] = []
+        for number, item in enumerate(items):
+            for piece in self._slices(item):
+                slices.append(piece)
+                owners.append(number)
+        outputs = [self.model.decoder.embedding.new_empty(0, self.config.hidden_size) for _ in items]
+        for owner, hidden in zip(owners, self._passes(slices), strict=True):
+            if hidden.shape[0]:
+                outputs[owner] = hidden
+        return outputs
+
+    @torch.no_grad()
+    def causal_hidden(self, cache: SequenceCache, ids: Sequence[int]) -> Float[Tensor, "n D"]:
+        """Append tokens to a cache and return the final hidden state of each."""
+        return self._passes([self._causal(cache, ids, "all")])[0]
+
+    @torch.no_grad()
+    def canvas_hidden(
+        self, cache: SequenceCache, tokens: Int[Tensor, "L"], belief: Float[Tensor, "L D"] | None
+    ) -> Float[Tensor, "L D"]:
+        """Final hidden state of a canvas over a cache, which is left as it was."""
+        piece = _Slice(cache=cache, ids=tokens.to(self.device), belief=belief, is_canvas=True, wants="all")
+        return self._passes([piece])[0]
+
+    def _slices(self, item: WorkItem) -> list[_Slice]:
+        request, slices = item.request, []
+        assert request.cache is not None
+        if item.num_causal:
+            wants = "last" if item.wants_next else "none"
+            slices.append(self._causal(request.cache, request.pending[: item.num_causal], wants))
+        if item.canvas_length:
+            assert request.canvas is not None
+            canvas = request.canvas
+            slices.append(
+                _Slice(cache=request.cache, ids=canvas.tokens, belief=canvas.belief, is_canvas=True, wants="all")
+            )
+        return slices
+
+    def _causal(self, cache: SequenceCache, ids: Sequence[int], wants: str) -> _Slice:
+        tokens = torch.tensor(ids, dtype=torch.int64, device=self.device)
+        return _Slice(cache=cache, ids=tokens, belief=None, is_canvas=False, wants=wants)
+
+    def _passes(self, slices: list[_Slice]) -> list[Tensor]:
+        """Hidden rows each slice wants, from one shared pass or one pass a slice."""
+        if self.shares_passes:
+            return self._pass(slices)
+        return [hidden for piece in slices for hidden in self._pass([piece])]
+
+    def _pass(self, slices: list[_Slice]) -> list[Tensor]:
+        segments: list[Segment] = []
+        positions, canvas_flags, wanted, counts = [], [], [], []
+        # A causal slice moves its cache's length only inside the pass; a canvas behind it starts after it.
+        ends: dict[int, int] = {}
+        row = 0
+        for piece in slices:
+            num = piece.ids.shape[0]
+            first = ends.get(id(piece.cache), piece.cache.length)
+            if not piece.is_canvas:
+                ends[id(piece.cache)] = first + num
+            segments.append(Segment(start=row, stop=row + num, is_canvas=piece.is_canvas, cache=piece.cache))
+            positions.append(torch.arange(first, first + num, device=self.device))
+            canvas_flags.append(torch.full((num,), piece.is_canvas, device=self.device))
+            out = {"all": range(row, row + num), "last": range(row + num - 1, row + num), "none": range(0)}[piece.wants]
+            wanted += out
+            counts.append(len(out))
+            row += num
+        rows = PassRows(
+            positions=torch.cat(positions),
+            is_canvas=torch.cat(canvas_flags),
+            output_rows=None if len(wanted) == row else torch.tensor(wanted, dtype=torch.int64, device=self.device),
+        )
+        hidden = self.model(self._embed(slices), rows, CachedAttention(self.config, segments))
+        return list(hidden.split(counts))
+
+    def _embed(self, slices: list[_Slice]) -> Float[Tensor, "N D"]:
+        parts: list[Tensor | None] = [None] * len(slices)
+        canvases = [i for i, piece in enumerate(slices) if piece.is_canvas]
+        prompts = [i for i, piece in enumerate(slices) if not piece.is_canvas]
+        if canvases:
+            ids = torch.cat([slices[i].ids for i in canvases])
+            _scatter(parts, canvases, self.model.embed_canvas(ids, self._beliefs([slices[i] for i in canvases])), slices)
+        if prompts:
+            ids = torch.cat([slices[i].ids for i in prompts])
+            _scatter(parts, prompts, self.model.embed_prompt(ids), slices)
+        return torch.cat([part for part in parts if part is not None])
+
+    def _beliefs(self, canvases: list[_Slice]) -> Float[Tensor, "N D"] | None:
+        """Beliefs of all canvases, zero rows for those in their first step; None where nobody has one."""
+        if all(piece.belief is None for piece in canvases):
+            return None
+        like = self.model.decoder.embedding
+        blank = [like.new_zeros(piece.ids.shape[0], self.config.hidden_size) for piece in canvases]
+        return torch.cat([z if piece.belief is None else piece.belief for piece, z in zip(canvases, blank, strict=True)])
+
+    def read_canvases(
+        self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "L D"]]
+    ) -> list[Reading]:
+        """Each canvas's reading under its step's temperature, from one sweep over the vocabulary."""
+        counts = [rows.shape[0] for rows in hidden]
+        temperature, uniform, top_k, top_p, soft = [], [], [], [], []
+        for request, count in zip(requests, counts, strict=True):
+            canvas, params = request.canvas, request.params
+            assert canvas is not None
+            # Scaled by 0 the schedule would divide by 0: samples become the arg-max and the schedule stays.
+            scale = params.temperature or 1.0
+            temperature.append(torch.full((count,), request.rules.schedule.temperature(canvas.step) * scale))
+            drawn = request.noise.uniforms(canvas.index, canvas.step, count)
+            uniform.append(drawn if params.temperature else torch.full_like(drawn, float("nan")))
+            top_k.append(torch.full((count,), params.top_k))
+            top_p.append(torch.full((count,), params.top_p))
+            # The belief only feeds a next step.
+            soft.append(torch.full((count,), canvas.step + 1 < request.rules.schedule.num_steps))
+        reading = self._read(
+            torch.cat(list(hidden)),
+            temperature=torch.cat(temperature),
+            uniform=torch.cat(uniform),
+            top_k=torch.cat(top_k),
+            top_p=torch.cat(top_p),
+            soft=torch.cat(soft),
+            edits=_edits(requests, counts),
+        )
+        return split_reading(reading, counts)
+
+    def read_next(self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "1 D"]]) -> list[Reading]:
+        """Each ar request's next-token reading."""
+        counts = [1] * len(requests)
+        uniform = [
+            r.noise.autoregressive(len(r.output.token_ids)) if r.params.temperature else float("nan") for r in requests
+        ]
+        reading = self._read(
+            torch.cat(list(hidden)),
+            temperature=torch.tensor([r.params.temperature or 1.0 for r in requests]),
+            uniform=torch.tensor(uniform, dtype=torch.float64),
+            top_k=torch.tensor([r.params.top_k for r in requests]),
+            top_p=torch.tensor([r.params.top_p for r in requests]),
+            soft=None,
+            edits=_edits(requests, counts),
+        )
+        return split_reading(reading, counts)
+
+    def read_logprobs(
+        self, hidden: Float[Tensor, "N D"], ids: Int[Tensor, "N"], num_top: int = 0
+    ) -> Reading:
+        """Log-probabilities of given tokens under the model itself: temperature 1, nothing edited or filtered."""
+        return read_vocab(
+            hidden,
+            self.model.head,
+            softcap=self.config.final_logit_softcapping,
+            temperature=torch.ones(hidden.shape[0], device=hidden.device),
+            token_ids=ids[:, None],
+            top_logprobs=num_top,
+        )
+
+    def _read(
+        self, hidden: Tensor, *, temperature: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor,
+        soft: Bool[Tensor, "N"] | None, edits: LogitEdits | None,
+    ) -> Reading:  # fmt: skip
+        return read_vocab(
+            hidden,
+            self.model.head,
+            softcap=self.config.final_logit_softcapping,
+            temperature=temperature.to(hidden.device),
+            uniform=uniform.to(hidden.device),
+            soft_embedding=False if soft is None else soft.to(hidden.device),
+            soft_source=self.model.decoder.embedding,
+            edits=edits,
+            top_k=top_k.to(hidden.device) if bool((top_k > 0).any()) else None,
+            top_p=top_p.to(hidden.device) if bool((top_p < 1).any()) else None,
+        )
+
+
+def config_is_tied(model: Transformer) -> bool:
+    """Whether causal and canvas rows may share a pass."""
+    return model.own_encoder is None
+
+
+def split_reading(reading: Reading, counts: Sequence[int]) -> list[Reading]:
+    """One reading a request."""
+    if len(counts) == 1:
+        return [reading]
+    columns = {f.name: getattr(reading, f.name) for f in fields(Reading)}
+    pieces = {name: None if rows is None else rows.split(list(counts)) for name, rows in columns.items()}
+    return [Reading(**{name: None if p is None else p[i] for name, p in pieces.items()}) for i in range(len(counts))]
+
+
+def _scatter(parts: list[Tensor | None], numbers: list[int], rows: Tensor, slices: list[_Slice]) -> None:
+    sizes = [slices[i].ids.shape[0] for i in numbers]
+    for number, part in zip(numbers, rows.split(sizes), strict=True):
+        parts[number] = part
+
+
+def _edits(requests: Sequence[Request], counts: Sequence[int]) -> LogitEdits | None:
+    """Repetition penalties, and end tokens ruled out in rows before min_tokens."""
+    groups: list[EditGroup] = []
+    row_group: list[int] = []
+    for request, count in zip(requests, counts, strict=True):
+        params, written = request.params, len(request.output.token_ids)
+        plain = -1
+        seen = torch.empty(0, dtype=torch.int64)
+        if params.repetition_penalty != 1.0:
+            seen = torch.tensor(sorted(set(request.all_ids())), dtype=torch.int64)
+            plain = len(groups)
+            groups.append(EditGroup(seen_ids=seen, repetition_penalty=params.repetition_penalty))
+        num_early = min(count, max(0, params.min_tokens - written))
+        if num_early and request.end_ids:
+            banned = torch.tensor(sorted(request.end_ids), dtype=torch.int64)
+            early = EditGroup(seen_ids=seen, repetition_penalty=params.repetition_penalty, banned_ids=banned)
+            row_group += [len(groups)] * num_early
+            groups.append(early)
+            count -= num_early
+        row_group += [plain] * count
+    if not groups:
+        return None
+    return LogitEdits(row_group=torch.tensor(row_group), groups=tuple(groups))

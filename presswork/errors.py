@@ -1,0 +1,65 @@
+"""Every error presswork raises on purpose.
+
+PressworkError
+├── ConfigError            (ValueError)    a setting, flag, environment value or config file is wrong
+├── CheckpointError        (ValueError)    a model folder or weight file cannot be used
+├── ModelNotFoundError     (LookupError)   no embedded model, folder or Hub id answers to the name
+├── RequestError           (ValueError)    a request asks for something malformed or out of range
+│   ├── UnsupportedError                   well-formed, but this model or engine cannot do it
+│   └── TemplateError                      the chat template refused the messages
+├── QueueFullError         (RuntimeError)  the engine's queue bound is reached; try again later
+├── EngineClosedError      (RuntimeError)  the engine was closed before or while the request ran
+└── GenerationError        (RuntimeError)  a request failed while it ran
+    ├── NonFiniteError                     the model produced NaN or infinity for this request
+    └── OutOfMemoryError                   the key-value memory for this request cannot be had
+
+Each message is one line: what was wrong, what was given, what is accepted, what to do.
+"""
+
+
+class PressworkError(Exception):
+    """Base of every deliberate error."""
+
+
+class ConfigError(PressworkError, ValueError):
+    """A setting, flag, environment value or configuration file is wrong."""
+
+
+class CheckpointError(PressworkError, ValueError):
+    """A model folder or weight file cannot be used."""
+
+
+class ModelNotFoundError(PressworkError, LookupError):
+    """No embedded model, folder or Hub id answers to the name."""
+
+
+class RequestError(PressworkError, ValueError):
+    """A request asks for something malformed or out of range."""
+
+
+class UnsupportedError(RequestError):
+    """A well-formed request that this model or engine cannot serve."""
+
+
+class TemplateError(RequestError):
+    """The chat template refused the messages."""
+
+
+class QueueFullError(PressworkError, RuntimeError):
+    """The engine's queue bound is reached."""
+
+
+class EngineClosedError(PressworkError, RuntimeError):
+    """The engine was closed before or while the request ran."""
+
+
+class GenerationError(PressworkError, RuntimeError):
+    """A request failed while it ran."""
+
+
+class NonFiniteError(GenerationError):
+    """The model produced NaN or infinity for this request."""
+
+
+class OutOfMemoryError(GenerationError):
+    """The key-value memory for this request cannot be had."""

@@ -1,0 +1,243 @@
+"""The DiffusionGemma transformer: one stack of layers with a causal and a canvas mode.
+
+N rows of all sequences in a pass, D model width, H query heads, n KV heads, h head width, V vocabulary, E experts.
+
+Rows of several sequences lie one after the other; every operation but attention treats rows alone. What a row
+may look at, and where keys and values are kept, is the affair of the `Attend` function a pass is given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from presswork.config import LayerConfig, LayerKind, ModelConfig
+from presswork.ops.gated_gelu import gated_gelu
+from presswork.ops.moe import mix_experts, mix_experts_dense, route
+from presswork.ops.norm import residual_norm, rms_norm
+from presswork.ops.qkv import split_norm_rope
+from presswork.ops.rope import rope_frequencies, rope_table
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer index, q [N, H, h], k [N, n, h], v [N, n, h]) -> attention output [N, H, h]."""
+
+RopeTables = dict[LayerKind, tuple[Tensor, Tensor]]
+
+
+def _weight(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassRows:
+    """The rows of one pass through the stack.
+
+    Args:
+        positions: absolute position of each row.
+        is_canvas: rows in canvas mode take the decoder's layer scalars, the others the encoder's.
+        output_rows: rows whose final state is wanted; the last layer skips its MLP and experts for the rest.
+            None means all.
+    """
+
+    positions: Int[Tensor, "N"]
+    is_canvas: Bool[Tensor, "N"]
+    output_rows: Int[Tensor, "M"] | None = None
+
+
+class Attention(nn.Module):
+    """Fused projections and norms of one layer's attention; full layers share keys and values."""
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig):
+        super().__init__()
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, layer.num_key_value_heads
+        num_fused = self.num_heads + self.num_kv_heads * (1 if layer.is_full else 2)
+        self.qkv = _weight(num_fused * layer.head_dim, config.hidden_size)
+        self.output = _weight(config.hidden_size, self.num_heads * layer.head_dim)
+        self.q_norm, self.k_norm = _weight(layer.head_dim), _weight(layer.head_dim)
+
+
+class GatedMLP(nn.Module):
+    """gelu(x G^T) * (x U^T), projected back; G and U are stored one above the other."""
+
+    def __init__(self, hidden_size: int, width: int):
+        super().__init__()
+        self.gate_up, self.down = _weight(2 * width, hidden_size), _weight(hidden_size, width)
+
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        return F.linear(gated_gelu(F.linear(x, self.gate_up)), self.down)
+
+
+class Experts(nn.Module):
+    """The router and the expert weights of one layer.
+
+    `dense` computes every expert for every row, which trains small mixtures faster; the result is the same.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        num, width, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
+        self.top_k, self.eps, self.dense = config.top_k_experts, config.rms_norm_eps, False
+        self.router_scale, self.router = _weight(hidden), _weight(num, hidden)
+        self.per_expert_scale = _weight(num)
+        self.gate_up, self.down = _weight(num, 2 * width, hidden), _weight(num, hidden, width)
+
+    def forward(self, raw: Float[Tensor, "N D"], normed: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """Route by the raw residual, compute on the normed one."""
+        weights, experts = route(raw, self.router_scale, self.router, self.per_expert_scale, self.top_k, self.eps)
+        mix = mix_experts_dense if self.dense else mix_experts
+        return mix(normed, weights, experts, self.gate_up, self.down)
+
+
+class TransformerLayer(nn.Module):
+    """Attention, then a dense MLP and experts side by side, each between two norms."""
+
+    def __init__(self, config: ModelConfig, index: int):
+        super().__init__()
+        self.index, self.eps, self.kind = index, config.rms_norm_eps, config.layers[index].kind
+        self.attention = Attention(config, config.layers[index])
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+        self.experts = Experts(config)
+        for name in ("attention_norm", "attention_output_norm", "mlp_norm", "mlp_output_norm",
+                     "experts_norm", "experts_output_norm", "output_norm"):  # fmt: skip
+            setattr(self, name, _weight(config.hidden_size))
+
+    def forward(
+        self, x: Float[Tensor, "N D"], rope: RopeTables, attend: Attend, scale: Float[Tensor, "N"],
+        output_rows: Int[Tensor, "M"] | None = None,
+    ) -> Float[Tensor, "M D"]:  # fmt: skip
+        """The next residual stream; with output_rows only those rows of it."""
+        mixed = attend(self.index, *self.project(x, *rope[self.kind])).flatten(1)
+        if output_rows is not None:
+            x, mixed, scale = x[output_rows], mixed[output_rows], scale[output_rows]
+        return self.finish(x, mixed, scale)
+
+    def project(
+        self, x: Float[Tensor, "N D"], cos: Float[Tensor, "N half"], sin: Float[Tensor, "N half"]
+    ) -> tuple[Float[Tensor, "N H h"], Float[Tensor, "N n h"], Float[Tensor, "N n h"]]:
+        """Queries, keys and values: everything before attention."""
+        attention, eps = self.attention, self.eps
+        projected = F.linear(rms_norm(x, self.attention_norm, eps), attention.qkv)
+        return split_norm_rope(
+            projected, attention.q_norm, attention.k_norm, cos, sin, attention.num_heads, attention.num_kv_heads, eps
+        )
+
+    def finish(
+        self, x: Float[Tensor, "N D"], mixed: Float[Tensor, "N P"], scale: Float[Tensor, "N"]
+    ) -> Float[Tensor, "N D"]:
+        """Everything after attention: output projection, dense MLP and experts side by side, layer scalar."""
+        eps = self.eps
+        y = residual_norm(x, F.linear(mixed, self.attention.output), self.attention_output_norm, eps)
+        dense = rms_norm(self.mlp(rms_norm(y, self.mlp_norm, eps)), self.mlp_output_norm, eps)
+        sparse = rms_norm(self.experts(y, rms_norm(y, self.experts_norm, eps)), self.experts_output_norm, eps)
+        return residual_norm(y, dense + sparse, self.output_norm, eps, scale)
+
+
+class Stack(nn.Module):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embedding = _weight(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(TransformerLayer(config, i) for i in range(config.num_layers))
+        self.norm = _weight(config.hidden_size)
+
+
+class SelfConditioning(nn.Module):
+    """Mixes the previous step's belief into the canvas embeddings; always applied, also without a belief."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.eps = config.rms_norm_eps
+        self.norm = _weight(config.hidden_size)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x: Float[Tensor, "N D"], belief: Float[Tensor, "N D"] | None) -> Float[Tensor, "N D"]:
+        """Unweighted norm of x + mlp(norm(belief)); a missing belief contributes exactly zero."""
+        if belief is not None:
+            x = x + self.mlp(rms_norm(belief, self.norm, self.eps))
+        return rms_norm(x, None, self.eps)
+
+
+class Transformer(nn.Module):
+    """Encoder (causal) and decoder (canvas) modes over one stack, or two stacks where the checkpoint is untied.
+
+    The layer scalars of the two modes are separate even when everything else is shared.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.decoder = Stack(config)
+        self.own_encoder = None if config.tie_word_embeddings else Stack(config)
+        self.own_head = None if config.tie_word_embeddings else _weight(config.vocab_size, config.hidden_size)
+        self.self_conditioning = SelfConditioning(config)
+        self.encoder_scalars: Tensor
+        self.decoder_scalars: Tensor
+        self.register_buffer("encoder_scalars", torch.ones(config.num_layers))
+        self.register_buffer("decoder_scalars", torch.ones(config.num_layers))
+
+    @property
+    def encoder(self) -> Stack:
+        return self.own_encoder if self.own_encoder is not None else self.decoder
+
+    @property
+    def head(self) -> Float[Tensor, "V D"]:
+        """The vocabulary head's weight."""
+        return self.own_head if self.own_head is not None else self.decoder.embedding
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embedding.dtype
+
+    @property
+    def embedding_scale(self) -> float:
+        """sqrt(D), rounded to the weight dtype."""
+        return torch.tensor(self.config.hidden_size**0.5).to(self.dtype).item()
+
+    def embed_prompt(self, ids: Int[Tensor, "N"]) -> Float[Tensor, "N D"]:
+        """Scaled embeddings for causal rows."""
+        return F.embedding(ids, self.encoder.embedding) * self.embedding_scale
+
+    def embed_canvas(
+        self, ids: Int[Tensor, "N"], soft_embedding: Float[Tensor, "N D"] | None
+    ) -> Float[Tensor, "N D"]:
+        """Canvas embeddings with the belief of the previous step.
+
+        Args:
+            soft_embedding: softmax(previous logits) times the embedding, unscaled; None or zero rows in the first step.
+        """
+        x = F.embedding(ids, self.decoder.embedding) * self.embedding_scale
+        belief = None if soft_embedding is None else soft_embedding * self.embedding_scale
+        return self.self_conditioning(x, belief)
+
+    def rope_tables(self, positions: Int[Tensor, "N"]) -> RopeTables:
+        """(cos, sin) for each layer kind in use."""
+        tables: RopeTables = {}
+        for layer in self.config.layers:
+            if layer.kind not in tables:
+                frequencies = rope_frequencies(self.config.rope(layer.kind), layer.head_dim)
+                tables[layer.kind] = rope_table(frequencies, positions, self.dtype)
+        return tables
+
+    def forward(
+        self, x: Float[Tensor, "N D"], rows: PassRows, attend: Attend
+    ) -> Float[Tensor, "M D"]:
+        """Final hidden state (after the last norm) of the wanted rows.
+
+        Args:
+            x: embedded rows, from embed_prompt and embed_canvas.
+        Source: spec of the released model, 3.2 to 3.5.
+        """
+        rope = self.rope_tables(rows.positions)
+        is_canvas = rows.is_canvas
+        if self.own_encoder is not None and bool(is_canvas.any()) and not bool(is_canvas.all()):
+            raise ValueError("an untied model runs canvas rows and causal rows in separate passes")
+        stack = self.decoder if self.own_encoder is None or bool(is_canvas.all()) else self.encoder
+        last = self.config.num_layers - 1
+        for i, layer in enumerate(stack.layers):
+            scale = torch.where(is_canvas, self.decoder_scalars[i], self.encoder_scalars[i])
+            x = layer(x, rope, attend, scale, rows.output_rows if i == last else None)
+        return rms_norm(x, stack.norm, self.config.rms_norm_eps)

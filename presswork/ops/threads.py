@@ -1,0 +1,46 @@
+"""One kernel on several threads of this process.
+
+Kernels hand out their pieces of work through a shared counter, so a helper thread that comes late costs nothing: the
+caller has done its share by then. Each piece is computed alike on any thread.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+_WORTH_SHARING = 1 << 26  # multiply-adds of about 0.1 ms on one core, several times the cost of waking a helper
+
+
+@functools.cache
+def _helpers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="presswork-ops")
+
+
+# A child process has none of its parent's threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)
+
+
+def num_shares(num_products: int, num_pieces: int) -> int:
+    """Over how many threads to spread work of so many multiply-adds, cut into so many pieces; at most torch's."""
+    if num_products < _WORTH_SHARING:
+        return 1
+    return max(1, min(torch.get_num_threads(), num_pieces, num_products // (_WORTH_SHARING // 2)))
+
+
+def run_shared(shares: int, kernel: Callable[..., object], *arguments: int) -> None:
+    """kernel(*arguments, counter address) on `shares` threads, the caller's among them; returns when all is done."""
+    counter: Tensor = torch.zeros(1, dtype=torch.int64)
+    address = counter.data_ptr()
+    futures = [_helpers().submit(kernel, *arguments, address) for _ in range(shares - 1)]
+    try:
+        kernel(*arguments, address)
+    finally:
+        for future in futures:
+            # One that has not begun would find nothing left to do.
+            if not future.cancel():
+                future.result()

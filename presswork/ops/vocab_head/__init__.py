@@ -1,0 +1,139 @@
+"""Vocabulary head: from hidden rows to readings of the token distribution, without a matrix over the vocabulary."""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from presswork.errors import ConfigError, RequestError
+from presswork.ops.vocab_head.portable import read_portable
+from presswork.ops.vocab_head.reading import MAX_LISTED, EditGroup, LogitEdits, Query, Reading
+from presswork.ops.vocab_head.reference import read_reference
+from presswork.ops.vocab_head.tiled import can_tile, read_tiled
+
+__all__ = ["MAX_LISTED", "EditGroup", "LogitEdits", "Reading", "read_vocab"]
+
+Impl = Literal["auto", "reference", "tiled", "portable"]
+
+
+@torch.no_grad()
+def read_vocab(
+    hidden: Float[Tensor, "N D"],
+    embedding: Float[Tensor, "V D"],
+    *,
+    softcap: float | None,
+    temperature: Float[Tensor, "N"],
+    uniform: Float64[Tensor, "N"] | None = None,
+    token_ids: Int[Tensor, "N M"] | None = None,
+    top_logprobs: int = 0,
+    soft_embedding: bool | Bool[Tensor, "N"] = False,
+    soft_source: Float[Tensor, "V E"] | None = None,
+    edits: LogitEdits | None = None,
+    top_k: Int[Tensor, "N"] | None = None,
+    top_p: Float[Tensor, "N"] | None = None,
+    impl: Impl = "auto",
+) -> Reading:
+    """Read every row's token distribution: arg-max, a sample, entropy, log-probabilities, the soft embedding; pure.
+
+    The distribution is softmax(z): the product hidden @ embedding.T in the weight dtype, then in float32 the softcap
+    c tanh(x / c), the edits, the division by the row's temperature, then top_k, then top_p over what top_k left.
+
+    A row's readings do not depend on the other rows of the call, nor on the number of threads, as far as the matmul
+    library gives the same product for a row whatever the height of the matrix: measured so for bfloat16 on AMX;
+    float32 products move in the last bits with the number of rows, and so does each tile's rounded part of the soft
+    embedding. Compiled in a width of 2048 ids a tile, at most 256 rows at a time.
+
+    Args:
+        hidden: last hidden states, already normed; cast to the embedding's dtype.
+        embedding: output embedding. Contiguous bfloat16 or float32 on a CPU takes the compiled path.
+        softcap: logit bound c above 0, or None for none.
+        temperature: per row, above 0.
+        uniform: per row in [0, 1): draws the sample, or NaN: the sample is the arg-max. None: NaN everywhere.
+        token_ids: ids whose log-probabilities are wanted.
+        top_logprobs: how many of the most likely tokens to list, 0 to MAX_LISTED.
+        soft_embedding: whether, or in which rows, to compute softmax(z) @ soft_source (no sqrt(D) factor).
+        soft_source: the input embedding where it is not `embedding` itself.
+        edits: repetition penalties and bans.
+        top_k: per row, keep the k most likely tokens; 0 keeps all.
+        top_p: per row in [0, 1], keep the fewest most likely tokens whose mass reaches p, at least one; 1 keeps all.
+        impl: "auto" takes the compiled sweep where it can and the portable one (plain torch, any device) elsewhere;
+            "reference" builds the whole [N, V] matrix.
+
+    Returns:
+        A Reading on the device of `hidden`. Rows with NaN or infinity are marked in `finite`, nothing is raised.
+
+    Raises:
+        RequestError: shapes or ids that do not fit.
+        ConfigError: an unknown impl, or "tiled" for tensors it cannot take.
+
+    Source: sampling.md 3.3 to 3.5 for the readings; online softmax, Milakov and Gimelshein 2018 (arXiv:1805.02867).
+    """
+    rows, vocab = hidden.shape[0], embedding.shape[0]
+    if isinstance(soft_embedding, bool):
+        soft_rows = torch.ones(rows, dtype=torch.bool, device=hidden.device) if soft_embedding else None
+    else:
+        soft_rows = soft_embedding
+    query = Query(
+        hidden=hidden,
+        embedding=embedding,
+        soft_source=embedding if soft_source is None else soft_source,
+        temperature=temperature,
+        softcap=softcap,
+        uniform=uniform,
+        token_ids=token_ids,
+        top_logprobs=top_logprobs,
+        soft_rows=soft_rows,
+        edits=edits,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    _check_shapes(query)
+    _check_ids(query, vocab)
+    return _choose(impl, query)(query)
+
+
+def _choose(impl: str, query: Query) -> Callable[[Query], Reading]:
+    implementations = {"reference": read_reference, "tiled": read_tiled, "portable": read_portable}
+    if impl == "auto":
+        return read_tiled if can_tile(query) else read_portable
+    if impl == "tiled" and not can_tile(query):
+        given = f"{query.embedding.dtype} on {query.embedding.device}"
+        raise ConfigError(
+            f"impl 'tiled' cannot read this embedding: got {given}; it takes contiguous bfloat16 or float32 on a CPU; "
+            "use 'auto'"
+        )
+    if impl not in implementations:
+        raise ConfigError(f"unknown impl {impl!r}; choose one of {', '.join(get_args(Impl))}")
+    return implementations[impl]
+
+
+def _check_shapes(query: Query) -> None:
+    if query.hidden.ndim != 2 or query.embedding.ndim != 2 or query.hidden.shape[1] != query.embedding.shape[1]:
+        shapes = f"{list(query.hidden.shape)} and {list(query.embedding.shape)}"
+        raise RequestError(f"hidden and embedding do not fit: got {shapes}; give [N, D] and [V, D]")
+    (rows, _), (vocab, _) = query.hidden.shape, query.embedding.shape
+    if vocab == 0 or query.soft_source.ndim != 2 or query.soft_source.shape[0] != vocab:
+        raise RequestError(f"soft_source must be [V, E] with V = {vocab} above 0; got {list(query.soft_source.shape)}")
+    per_row = {name: getattr(query, name) for name in ("temperature", "uniform", "soft_rows", "top_k", "top_p")}
+    per_row["edits.row_group"] = None if query.edits is None else query.edits.row_group
+    for name, value in per_row.items():
+        if value is not None and tuple(value.shape) != (rows,):
+            raise RequestError(f"{name} needs one value a row: got shape {list(value.shape)}; give [{rows}]")
+    if query.token_ids is not None and (query.token_ids.ndim != 2 or query.token_ids.shape[0] != rows):
+        raise RequestError(f"token_ids has shape {list(query.token_ids.shape)}; give [{rows}, M]")
+    if not 0 <= query.top_logprobs <= MAX_LISTED:
+        raise RequestError(f"top_logprobs is {query.top_logprobs}; give 0 to {MAX_LISTED}")
+
+
+def _check_ids(query: Query, vocab: int) -> None:
+    """Ids on another device go unchecked: looking would wait for it."""
+    groups = () if query.edits is None else query.edits.groups
+    named = [("token_ids", query.token_ids)]
+    named += [("seen_ids", group.seen_ids) for group in groups] + [("banned_ids", group.banned_ids) for group in groups]
+    for name, ids in named:
+        if ids is not None and ids.device.type == "cpu" and ids.numel():
+            low, high = (int(bound) for bound in ids.aminmax())
+            if low < 0 or high >= vocab:
+                raise RequestError(f"{name} reaches from {low} to {high}; ids must be 0 to {vocab - 1}")

@@ -1,0 +1,445 @@
+"""Compiled loops of the tiled vocabulary head. N rows, T tile width, V vocab, D model, K candidates kept for a row.
+
+Weights and products arrive as integer views of their bits, int16 for bfloat16 and int32 for float32, so that one source
+serves both. Arithmetic is float32 within a cell of CELL neighbouring ids and float64 above it. The loops over one row
+are kept in small functions of their own because LLVM vectorises those reliably; fastmath flags are chosen per function
+so that exact tricks (rounding by a magic constant, minus infinity) survive. All of it is one file because numba's cache
+notices a change only in the file of the compiled function itself, not in one that function calls into.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+CELL = 64  # ids whose mass is kept as one number; a sampled token costs one cell of recomputed products
+TURNED = 32  # rows turned at a time from a [T, N] matrix of products: one cache line of bfloat16
+NEGLIGIBLE = 1e-9  # share of a row's mass below which a tile's part in the soft embedding is dropped
+HOPELESS = np.float32(-40.0)  # below the best logit by this much, a whole tile of masses vanishes in float32
+
+_intrinsic: Any = intrinsic  # its type hints describe the generator, not the function it becomes
+_F = np.float32
+_I = np.int32
+_LOG2E = _F(math.log2(math.e))
+_LN2_HIGH = _F(0.693359375)  # exact in 9 bits, so n * _LN2_HIGH is exact
+_LN2_LOW = _F(math.log(2) - 0.693359375)
+_MAGIC = _F(1.5 * 2**23)  # adding it rounds to an integer that can be read off the low bits
+_MAGIC_BITS = _I(_MAGIC.view(np.int32))
+_T2, _T3, _T4, _T5, _T6, _T7 = (_F(1 / math.factorial(k)) for k in range(2, 8))
+_ABS = _I(0x7FFFFFFF)
+_INF_BITS = _I(0x7F800000)
+_EXACT = {"contract", "nsz"}
+_SUMS = {"contract", "nsz", "reassoc"}
+
+
+@_intrinsic
+def _as_float(typing_context, bits):
+    def generate(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@_intrinsic
+def _as_bits(typing_context, value):
+    def generate(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+def _wide_bits(bits) -> Any:
+    """float32 bits of a stored number."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_wide_bits, inline="always")
+def _wide_bits_compiled(bits):
+    if bits.bitwidth == 16:
+        return lambda bits: _I(_I(bits) << _I(16))
+    return lambda bits: bits
+
+
+def _narrow(value, stored) -> Any:
+    """float32 in the number format of the array `stored`, as bits, rounded to nearest even."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_narrow, inline="always")
+def _narrow_compiled(value, stored):
+    if stored.dtype.bitwidth == 16:
+
+        def narrow(value, stored):
+            bits = _as_bits(value)
+            return np.int16((bits + _I(0x7FFF) + ((bits >> _I(16)) & _I(1))) >> _I(16))
+
+        return narrow
+    return lambda value, stored: _as_bits(value)
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+def _exp(x):
+    """e^x for x in [-87, 88], to 3e-7 relative; branch-free so that it vectorises."""
+    shifted = x * _LOG2E + _MAGIC
+    n = shifted - _MAGIC
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    tail = ((((_T6 * r + _T5) * r + _T4) * r + _T3) * r + _T2) * (r * r)
+    return _as_float(_I(_as_bits(_F(tail + r + _F(1))) + ((_as_bits(shifted) - _MAGIC_BITS) << _I(23))))
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+def _tanh(x):
+    """tanh from e^2x - 1, to 2e-7 relative; flat beyond 10, where float32 tanh is exactly 1."""
+    x = min(max(x, _F(-10)), _F(10)) * _F(2)
+    shifted = x * _LOG2E + _MAGIC
+    n = shifted - _MAGIC
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    tail = (((((_T7 * r + _T6) * r + _T5) * r + _T4) * r + _T3) * r + _T2) * (r * r)
+    power = _as_float(_I(_I(0x3F800000) + ((_as_bits(shifted) - _MAGIC_BITS) << _I(23))))
+    less_one = power * (tail + r) + (power - _F(1))
+    return less_one / (less_one + _F(2))
+
+
+@njit(nogil=True, cache=True)
+def _ordered(bits):
+    """Integer that sorts as the float with these bits does; its own inverse."""
+    return _I(bits ^ ((bits >> _I(31)) & _ABS))
+
+
+@njit(nogil=True, cache=True)
+def _extremes(bits, width):
+    """(largest product, whether one is NaN or infinite)."""
+    top, magnitude = _I(-0x7FFFFFFF), _I(0)
+    for j in range(width):
+        wide = _wide_bits(bits[j])
+        top = _I(max(top, _ordered(wide)))
+        magnitude = _I(max(magnitude, wide & _ABS))
+    return _as_float(_ordered(top)), magnitude >= _INF_BITS
+
+
+@njit(nogil=True, cache=True)
+def _largest(z, width):
+    top = _I(-0x7FFFFFFF)
+    for j in range(width):
+        top = _I(max(top, _ordered(_as_bits(z[j]))))
+    return _as_float(_ordered(top))
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+def _scaled_logits(bits, width, inverse_cap, scale, z):
+    """z = softcapped product over temperature; inverse_cap 0 means no softcap."""
+    if inverse_cap == _F(0):
+        for j in range(width):
+            z[j] = scale * _as_float(_wide_bits(bits[j]))
+    else:
+        for j in range(width):
+            z[j] = scale * _tanh(_as_float(_wide_bits(bits[j])) * inverse_cap)
+
+
+@njit(nogil=True, cache=True)
+def _edit(z, first, width, ids, factors):
+    """Penalties (factor > 0) and bans (factor 0) on ids in [first, first + width); true if there was any."""
+    start = np.searchsorted(ids, first)
+    stop = start
+    while stop < len(ids) and ids[stop] < first + width:
+        j, factor = ids[stop] - first, factors[stop]
+        if factor == _F(0):
+            z[j] = -np.inf
+        else:
+            z[j] = z[j] / factor if z[j] > 0 else z[j] * factor
+        stop += 1
+    return stop > start
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
+def _exponentials(z, width, top):
+    """Turn z into e = exp(z - top) in place; returns the sum of (z - top) e."""
+    moment = _F(0)
+    for j in range(width):
+        drop = max(z[j] - top, _F(-88))
+        e = _exp(drop)
+        e = e if drop > _F(-87) else _F(0)
+        z[j] = e
+        moment += drop * e
+    return moment
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
+def _sum(values):
+    total = _F(0)
+    for j in range(len(values)):
+        total += values[j]
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _store(values, width, stored):
+    for j in range(width):
+        stored[j] = _narrow(values[j], stored)
+
+
+@njit(nogil=True, cache=True)
+def _worse(z_a, id_a, z_b, id_b):
+    return z_a < z_b or (z_a == z_b and id_a > id_b)
+
+
+@njit(nogil=True, cache=True)
+def _keep_best(heap_z, heap_id, count, limit, z, token):
+    """Offer a candidate to a heap whose root is the worst kept; returns the new count."""
+    if count < limit:
+        hole = count
+        while hole > 0:
+            parent = (hole - 1) >> 1
+            if not _worse(z, token, heap_z[parent], heap_id[parent]):
+                break
+            heap_z[hole], heap_id[hole] = heap_z[parent], heap_id[parent]
+            hole = parent
+        heap_z[hole], heap_id[hole] = z, token
+        return count + 1
+    if not _worse(heap_z[0], heap_id[0], z, token):
+        return count
+    hole = 0
+    while True:
+        child = 2 * hole + 1
+        if child >= limit:
+            break
+        if child + 1 < limit and _worse(heap_z[child + 1], heap_id[child + 1], heap_z[child], heap_id[child]):
+            child += 1
+        if not _worse(heap_z[child], heap_id[child], z, token):
+            break
+        heap_z[hole], heap_id[hole] = heap_z[child], heap_id[child]
+        hole = child
+    heap_z[hole], heap_id[hole] = z, token
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _scan_candidates(z, width, first, floor, heap_z, heap_id, limit):
+    """Best `limit` tokens of one row of a tile that beat `floor`; returns how many."""
+    count = 0
+    for j in range(width):
+        if z[j] > floor:
+            count = _keep_best(heap_z, heap_id, count, limit, z[j], first + j)
+            if count == limit:
+                floor = heap_z[0]
+    return count
+
+
+@_intrinsic
+def _turn_square(typing_context, source, target):
+    """target[i, j] = source[j, i] for 16 by 16 numbers of 16 bits; compiled loops take three times as long."""
+
+    def generate(context, builder, signature, args):
+        vector = ir.VectorType(ir.IntType(16), 16)
+        arrays = [context.make_array(kind)(context, builder, arg) for kind, arg in zip(signature.args, args)]
+
+        def line(array, k):
+            stride = cgutils.unpack_tuple(builder, array.strides)[0]
+            start = builder.bitcast(array.data, ir.IntType(8).as_pointer())
+            return builder.bitcast(builder.gep(start, [builder.mul(stride, stride.type(k))]), vector.as_pointer())
+
+        lines = [builder.load(line(arrays[0], k), align=2) for k in range(16)]
+        mixes = [[lane for k in range(low, low + 8) for lane in (k, k + 16)] for low in (0, 8)]
+        masks = [ir.Constant(ir.VectorType(ir.IntType(32), 16), mix) for mix in mixes]
+        # Four perfect shuffles of sixteen lines are a transposition.
+        for _ in range(4):
+            lines = [builder.shuffle_vector(lines[k], lines[k + 8], mask) for k in range(8) for mask in masks]
+        for k in range(16):
+            builder.store(lines[k], line(arrays[1], k), align=2)
+        return context.get_dummy_value()
+
+    return types.void(source, target), generate
+
+
+def _transpose(source, first_column, width, target):
+    """target[i, j] = source[j, first_column + i] for TURNED rows and width, rounded up to 16, columns."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_transpose)
+def _transpose_compiled(source, first_column, width, target):
+    if source.dtype.bitwidth != 16:
+        return lambda source, first_column, width, target: None
+
+    def transpose(source, first_column, width, target):
+        for j in range(0, width, 16):
+            for i in range(0, TURNED, 16):
+                _turn_square(source[j:, first_column + i :], target[i:, j:])
+
+    return transpose
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def read_tile(
+    tall, products, width, first, inverse_cap, scale, best_so_far, kept_so_far, row_edits, edit_starts, edit_ids,
+    edit_factors, token_ids, soft_rows, limits, z, cells, top, mass, moment, best, finite, chosen, heap_z, heap_id,
+    heap_count, probs, probs_row,
+):  # fmt: skip
+    """Read every row of one tile of products; returns how many rows have weights in `probs`.
+
+    Products come as `tall` [T, N], with `products` as scratch space, or if `tall` is empty as `products` [N, T].
+    best_so_far, kept_so_far: per row, the largest z and the worst kept candidate of earlier tiles.
+    Writes per row: cells (masses relative to top), top, mass, moment, best (id of a new largest z, or -1), finite (only
+    to False), chosen, the candidate heap; and probs_row, the row each line of probs belongs to.
+    """
+    filled = 0
+    first_cell = first // CELL
+    for i in range(len(top)):
+        top[i], mass[i], moment[i], best[i], heap_count[i] = -np.inf, 0.0, 0.0, -1, 0
+        if len(tall) > 0 and i % TURNED == 0:
+            _transpose(tall, i, width, products)
+        row = products[i % TURNED if len(tall) > 0 else i]
+        largest, broken = _extremes(row, width)
+        if broken:
+            finite[i] = False
+            continue
+        group = row_edits[i]
+        # A row with edits, candidates or chosen ids needs every z; others may leave early when nothing here can count.
+        plain = group < 0 and limits[i] == 0 and token_ids.shape[1] == 0
+        if plain:
+            estimate = largest * scale[i]
+            if inverse_cap != _F(0):
+                estimate = scale[i] * _tanh(largest * inverse_cap)
+            if estimate < best_so_far[i] + HOPELESS:
+                top[i] = best_so_far[i]
+                continue
+        _scaled_logits(row, width, inverse_cap, scale[i], z)
+        if group >= 0:
+            begin, end = edit_starts[group], edit_starts[group + 1]
+            _edit(z, first, width, edit_ids[begin:end], edit_factors[begin:end])
+        for c in range(token_ids.shape[1]):
+            j = token_ids[i, c] - first
+            if 0 <= j < width:
+                chosen[i, c] = z[j]
+        if limits[i] > 0:
+            heap_count[i] = _scan_candidates(z, width, first, kept_so_far[i], heap_z[i], heap_id[i], limits[i])
+        largest = _largest(z, width)
+        if largest > best_so_far[i]:
+            j = 0
+            while j < width - 1 and z[j] != largest:
+                j += 1
+            best[i] = first + j
+        top[i] = max(largest, best_so_far[i])
+        if largest == -np.inf or largest < best_so_far[i] + HOPELESS:
+            continue
+        moment[i] = _exponentials(z, width, top[i])
+        for start in range(0, width, CELL):
+            cell_mass = _sum(z[start : min(start + CELL, width)])
+            cells[i, first_cell + start // CELL] = cell_mass
+            mass[i] += cell_mass
+        if soft_rows[i] and mass[i] > NEGLIGIBLE:
+            _store(z, width, probs[filled])
+            probs_row[filled] = i
+            filled += 1
+    return filled
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+def _scale_row(total, decay):
+    for d in range(len(total)):
+        total[d] *= decay
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+def _add_row(total, decay, part, weight):
+    for d in range(len(total)):
+        total[d] = total[d] * decay + _as_float(_wide_bits(part[d])) * weight
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def merge_tile(
+    top, mass, moment, best, heap_z, heap_id, heap_count, probs_row, part, filled,
+    all_top, all_mass, all_moment, all_best, limits, kept_z, kept_id, kept_count, kept_worst, soft,
+):  # fmt: skip
+    """Add one tile's results to the running totals (all_*, kept_*, soft); tiles must come in order."""
+    line = 0
+    for i in range(len(top)):
+        decay = weight = 1.0
+        if top[i] > all_top[i]:
+            rise = all_top[i] - top[i]
+            decay = math.exp(rise)
+            if all_mass[i] > 0:
+                all_moment[i] = (all_moment[i] + rise * all_mass[i]) * decay
+                all_mass[i] *= decay
+            all_top[i], all_best[i] = top[i], best[i]
+        if mass[i] > 0:
+            fall = top[i] - all_top[i]
+            weight = math.exp(fall)
+            all_moment[i] += (moment[i] + fall * mass[i]) * weight
+            all_mass[i] += mass[i] * weight
+        if line < filled and probs_row[line] == i:
+            _add_row(soft[i], _F(decay), part[line], _F(weight))
+            line += 1
+        elif decay < 1.0 and soft.shape[0] > i:
+            _scale_row(soft[i], _F(decay))
+        for c in range(heap_count[i]):
+            kept_count[i] = _keep_best(kept_z[i], kept_id[i], kept_count[i], limits[i], heap_z[i, c], heap_id[i, c])
+        if limits[i] > 0 and kept_count[i] == limits[i]:
+            kept_worst[i] = kept_z[i, 0]
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
+def _dot(a, b):
+    total = _F(0)
+    for d in range(len(a)):
+        total += a[d] * _as_float(_wide_bits(b[d]))
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _find_mass(masses, target):
+    """(index, mass before it) of the first positive mass at which the running sum passes target, else of the last."""
+    before, found, before_found = 0.0, -1, 0.0
+    for k in range(len(masses)):
+        if masses[k] > 0.0:
+            found, before_found = k, before
+            before += masses[k]
+            if before > target:
+                break
+    return found, before_found
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def sample_rows(
+    start, stop, hidden, embedding, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_factors, uniform,
+    tile_cells, tile_tops, tile_masses, cells, all_top, all_mass, sample,
+):  # fmt: skip
+    """Inverse CDF for rows [start, stop): tile, then cell, then token; only the cell's products are computed again.
+
+    Rows whose uniform number is NaN and rows without mass are left as they are.
+    """
+    vocab, width = embedding.shape
+    tiles = tile_tops.shape[0]
+    masses = np.empty(max(tiles, tile_cells))
+    wide_hidden = np.empty(width, np.float32)
+    bits, z = np.empty(CELL, hidden.dtype), np.empty(CELL, np.float32)
+    for i in range(start, stop):
+        if math.isnan(uniform[i]) or not all_mass[i] > 0:
+            continue
+        for k in range(tiles):
+            masses[k] = tile_masses[k, i] * math.exp(tile_tops[k, i] - all_top[i]) if tile_masses[k, i] > 0 else 0.0
+        target = uniform[i] * masses[:tiles].sum()
+        tile, before = _find_mass(masses[:tiles], target)
+        target = (target - before) / math.exp(tile_tops[tile, i] - all_top[i])
+        row_cells = cells[i, tile * tile_cells : (tile + 1) * tile_cells]
+        cell, before = _find_mass(row_cells, target)
+        # The cell's own sum may differ in the last bits from its recorded mass, so compare shares.
+        share = (target - before) / row_cells[cell]
+        first = (tile * tile_cells + cell) * CELL
+        count = min(CELL, vocab - first)
+        for d in range(width):
+            wide_hidden[d] = _as_float(_wide_bits(hidden[i, d]))
+        for j in range(count):
+            bits[j] = _narrow(_dot(wide_hidden, embedding[first + j]), bits)
+        _scaled_logits(bits, count, inverse_cap, scale[i], z)
+        if row_edits[i] >= 0:
+            begin, end = edit_starts[row_edits[i]], edit_starts[row_edits[i] + 1]
+            _edit(z, first, count, edit_ids[begin:end], edit_factors[begin:end])
+        _exponentials(z, count, tile_tops[tile, i])
+        token, _ = _find_mass(z[:count], share * _sum(z[:count]))
+        if token >= 0:
+            sample[i] = first + token

@@ -1,0 +1,289 @@
+"""The vocabulary head on a CPU in one sweep over tiles of the embedding. N rows, D model, V vocab, K candidates.
+
+Tiles are read independently by a few threads and merged in order by the caller:
+
+    products = embedding[tile] @ hidden.T           torch, one thread a tile
+    top, mass, moment, cell masses, weights         read_tile, relative to the largest z known when the tile began
+    part = weights @ soft_source[tile]              torch, only rows for which the tile matters
+    running totals                                  merge_tile, rescaled as in online softmax
+
+With m the largest z, s = sum e^(z-m) and t = sum (z-m) e^(z-m): log-normaliser m + log s, entropy log s - t/s. A sample
+is found by walking tile masses, then cell masses, and computing the products of one cell again.
+
+What a tile may leave out depends on the largest z of the tiles merged before it began, which is always every tile
+LAG or more before it. So the number of threads does not change a bit of any result.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from presswork.ops.vocab_head import _kernels as kernels
+from presswork.ops.vocab_head.candidates import Candidates, candidate_limits, filtered_rows
+from presswork.ops.vocab_head.reading import LogitEdits, Query, Reading, concatenate
+from presswork.ops.vocab_head.totals import Totals, to_reading
+
+TILE = 2048  # ids a tile; 4 MiB of embedding at D = 1024
+LAG = 8  # tiles handed out before the oldest is merged, and so the most threads that can help
+MAX_ROWS = 256  # rows a sweep; more rows are read in turns so that memory stays bounded
+READING_WORK = 1024  # what reading one logit costs, in multiplications
+INLINE_WORK = 2**29  # multiplications below which starting threads costs more than it saves, about a millisecond
+_BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+_ROW_PADDING = 32  # without it all rows of a tile of 2048 would compete for the same cache lines
+
+
+def can_tile(query: Query) -> bool:
+    """Whether the compiled loops know the device, the number format and the layout."""
+    weights = (query.embedding, query.soft_source)
+    return query.embedding.dtype in _BITS and all(w.device.type == "cpu" and w.is_contiguous() for w in weights)
+
+
+def read_tiled(query: Query) -> Reading:
+    """Every reading without a matrix over the vocabulary; rows in turns of MAX_ROWS."""
+    rows = query.hidden.shape[0]
+    if rows <= MAX_ROWS:
+        return _read_rows(query)
+    return concatenate([_read_rows(query.select(slice(i, i + MAX_ROWS))) for i in range(0, rows, MAX_ROWS)])
+
+
+def _read_rows(query: Query) -> Reading:
+    sweep = _Sweep(query)
+    with _threads(sweep.work, sweep.num_tiles) as submit:
+        sweep.run(submit)
+        sample = sweep.sample(submit)
+    return to_reading(query, sweep.totals(sample))
+
+
+Submit = Callable[..., "Future[Any]"]
+
+
+def _run_now(function: Callable[..., Any], *args: Any) -> "Future[Any]":
+    future: Future[Any] = Future()
+    future.set_result(function(*args))
+    return future
+
+
+@contextmanager
+def _threads(work: int, num_tiles: int) -> Iterator[Submit]:
+    """Submit function of a pool that together uses as many threads as torch would here.
+
+    Threads of their own, not torch's: those spin for a while after every matmul and would starve the compiled loops.
+    """
+    available = torch.get_num_threads()
+    count = 1 if work < INLINE_WORK else min(available, LAG, num_tiles)
+    share = 1 if work < INLINE_WORK else available // count
+    try:
+        if count == 1:
+            torch.set_num_threads(share)
+            yield _run_now
+        else:
+            with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+                yield pool.submit
+    finally:
+        # Even in a worker the call also changes what threads born later start with.
+        torch.set_num_threads(available)
+
+
+class _Edits(NamedTuple):
+    row_group: np.ndarray
+    starts: np.ndarray
+    ids: np.ndarray
+    factors: np.ndarray
+
+
+def _sorted_edits(edits: LogitEdits | None, rows: int) -> _Edits:
+    """Edits of all groups end to end: ids ascending within a group, factor 0 for a ban."""
+    if edits is None:
+        return _Edits(np.full(rows, -1), np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    starts, ids, factors = [0], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for group in edits.groups:
+        banned = group.banned_ids.cpu().numpy()
+        seen = group.seen_ids.cpu().numpy() if group.repetition_penalty != 1.0 else banned[:0]
+        ids.append(np.unique(np.concatenate([seen, banned])).astype(np.int64))
+        factors.append(np.where(np.isin(ids[-1], banned), 0.0, group.repetition_penalty).astype(np.float32))
+        starts.append(starts[-1] + len(ids[-1]))
+    row_group = edits.row_group.cpu().numpy().astype(np.int64)
+    return _Edits(row_group, np.array(starts), np.concatenate(ids), np.concatenate(factors))
+
+
+@dataclass(slots=True)
+class _Workspace:
+    """Buffers of one tile on its way; the arrays are views of the tensors' bits."""
+
+    tall: Tensor
+    products: Tensor
+    probs: Tensor
+    part: Tensor
+    z: np.ndarray
+    moment: np.ndarray
+    best: np.ndarray
+    heap_z: np.ndarray
+    heap_id: np.ndarray
+    heap_count: np.ndarray
+    probs_row: np.ndarray
+    filled: int = 0
+
+
+def _bits(x: Tensor) -> np.ndarray:
+    return x.view(_BITS[x.dtype]).numpy()
+
+
+class _Sweep:
+    """State of one sweep of at most MAX_ROWS rows."""
+
+    def __init__(self, query: Query) -> None:
+        self.query = query
+        self.embedding, self.source = query.embedding.detach(), query.soft_source.detach()
+        self.dtype = self.embedding.dtype
+        self.rows, self.width = query.hidden.shape
+        self.vocab = self.embedding.shape[0]
+        self.num_tiles = -(-self.vocab // TILE)
+        self.work = self.rows * self.vocab * (self.width + READING_WORK)
+        self.tile_width = min(TILE, self.vocab)
+        padded = -(-self.rows // kernels.TURNED) * kernels.TURNED
+        self.hidden = torch.zeros(padded, self.width, dtype=self.dtype)
+        self.hidden[: self.rows] = query.hidden.detach()
+        self.hidden_tall = self.hidden.T.contiguous()
+        self._prepare_rows()
+        self._prepare_totals()
+        self.spare: deque[_Workspace] = deque()
+
+    def _prepare_rows(self) -> None:
+        query, rows = self.query, self.rows
+        self.edits = _sorted_edits(query.edits, rows)
+        cap = query.softcap
+        self.inverse_cap = np.float32(0.0 if cap is None else 1.0 / cap)
+        self.scale = ((1.0 if cap is None else cap) / query.temperature.double()).float().numpy()
+        ids = query.token_ids
+        self.token_ids = np.empty((rows, 0), np.int64) if ids is None else ids.long().contiguous().numpy()
+        self.limits = candidate_limits(query).numpy()
+        self.soft_rows = np.zeros(rows, np.bool_)
+        if query.soft_rows is not None:
+            self.soft_rows = query.soft_rows.numpy() & ~filtered_rows(query).numpy()
+
+    def _prepare_totals(self) -> None:
+        rows, tiles = self.rows, self.num_tiles
+        kept = int(self.limits.max(initial=0))
+        self.tile_tops = np.empty((tiles, rows), np.float32)
+        self.tile_masses = np.empty((tiles, rows))
+        self.tile_cells = -(-self.tile_width // kernels.CELL)
+        self.cells = np.zeros((rows, tiles * self.tile_cells), np.float32)
+        self.finite = np.ones(rows, np.bool_)
+        self.chosen = np.full((rows, self.token_ids.shape[1]), np.nan, np.float32)
+        self.top = np.full(rows, -np.inf, np.float32)
+        self.mass, self.moment = np.zeros(rows), np.zeros(rows)
+        self.best = np.zeros(rows, np.int64)
+        self.kept_z, self.kept_id = np.empty((rows, kept), np.float32), np.empty((rows, kept), np.int64)
+        self.kept_count, self.kept_worst = np.zeros(rows, np.int64), np.full(rows, -np.inf, np.float32)
+        self.soft = np.zeros((rows if self.soft_rows.any() else 0, self.source.shape[1]), np.float32)
+
+    def _workspace(self) -> _Workspace:
+        rows, padded = self.rows, self.hidden.shape[0]
+        soft = len(self.soft)
+        kept = self.kept_z.shape[1]
+        half = self.dtype == torch.bfloat16
+        return _Workspace(
+            tall=torch.empty(self.tile_width + 16 if half else 0, padded, dtype=self.dtype),
+            products=torch.empty(kernels.TURNED if half else rows, self.tile_width + _ROW_PADDING, dtype=self.dtype),
+            probs=torch.zeros(padded if soft else 1, self.tile_width, dtype=self.dtype),
+            part=torch.empty(padded if soft else 0, self.source.shape[1], dtype=self.dtype),
+            z=np.empty(self.tile_width, np.float32),
+            moment=np.empty(rows),
+            best=np.empty(rows, np.int64),
+            heap_z=np.empty((rows, kept), np.float32),
+            heap_id=np.empty((rows, kept), np.int64),
+            heap_count=np.empty(rows, np.int64),
+            probs_row=np.empty(rows, np.int64),
+        )
+
+    def run(self, submit: Submit) -> None:
+        """Read all tiles, at most LAG at a time, merging the oldest before each new one."""
+        pending: deque[Future[_Workspace]] = deque()
+        for tile in range(self.num_tiles):
+            if len(pending) == LAG:
+                self._merge(tile - LAG, pending.popleft().result())
+            space = self.spare.pop() if self.spare else self._workspace()
+            pending.append(submit(self._read, tile, space, self.top.copy(), self.kept_worst.copy()))
+        for tile in range(self.num_tiles - len(pending), self.num_tiles):
+            self._merge(tile, pending.popleft().result())
+
+    def _read(self, tile: int, space: _Workspace, best_so_far: np.ndarray, kept_so_far: np.ndarray) -> _Workspace:
+        first = tile * TILE
+        width = min(TILE, self.vocab - first)
+        self._multiply(self.embedding[first : first + width], space)
+        space.filled = kernels.read_tile(
+            _bits(space.tall), _bits(space.products), width, first, self.inverse_cap, self.scale, best_so_far, kept_so_far,
+            *self.edits, self.token_ids, self.soft_rows, self.limits, space.z, self.cells, self.tile_tops[tile],
+            self.tile_masses[tile], space.moment, space.best, self.finite, self.chosen, space.heap_z, space.heap_id,
+            space.heap_count, _bits(space.probs), space.probs_row,
+        )  # fmt: skip
+        if space.filled:
+            # Few distinct heights, because the matmul library prepares a kernel for each.
+            height = -(-space.filled // kernels.TURNED) * kernels.TURNED
+            weights, part = space.probs[:height, :width], space.part[:height]
+            torch.mm(weights, self.source[first : first + width], out=part)
+        return space
+
+    def _multiply(self, weights: Float[Tensor, "T D"], space: _Workspace) -> None:
+        width = weights.shape[0]
+        if self.dtype == torch.bfloat16:
+            # A third faster than hidden @ weights.T, transposition included: the small operand is the one repacked.
+            torch.mm(weights, self.hidden_tall, out=space.tall[:width])
+        else:
+            torch.mm(self.hidden[: self.rows], weights.T, out=space.products[: self.rows, :width])
+
+    def _merge(self, tile: int, space: _Workspace) -> None:
+        kernels.merge_tile(
+            self.tile_tops[tile], self.tile_masses[tile], space.moment, space.best, space.heap_z, space.heap_id,
+            space.heap_count, space.probs_row, _bits(space.part), space.filled, self.top, self.mass, self.moment,
+            self.best, self.limits, self.kept_z, self.kept_id, self.kept_count, self.kept_worst, self.soft,
+        )  # fmt: skip
+        self.spare.append(space)
+
+    def sample(self, submit: Submit) -> np.ndarray:
+        """One id a row from its uniform number, or the most likely one."""
+        sample = self.best.copy()
+        if self.query.uniform is None:
+            return sample
+        uniform = self.query.uniform.double().numpy()
+        step = self.rows if submit is _run_now else -(-self.rows // LAG)
+        shared = (
+            _bits(self.hidden), _bits(self.embedding), self.inverse_cap, self.scale, *self.edits, uniform,
+            self.tile_cells, self.tile_tops, self.tile_masses, self.cells, self.top, self.mass, sample,
+        )  # fmt: skip
+        starts = range(0, self.rows, step) if self.rows else ()
+        for done in [submit(kernels.sample_rows, i, min(i + step, self.rows), *shared) for i in starts]:
+            done.result()
+        return sample
+
+    def totals(self, sample: np.ndarray) -> Totals:
+        """What the sweep found, as tensors that share the arrays' memory."""
+        top, mass = torch.from_numpy(self.top), torch.from_numpy(self.mass)
+        kept_z, kept_id = self.kept_z, self.kept_id
+        if kept_z.size:
+            missing = np.arange(kept_z.shape[1]) >= self.kept_count[:, None]
+            kept_z[missing], kept_id[missing] = -np.inf, -1
+            order = np.lexsort((kept_id, -kept_z))
+            kept_z, kept_id = np.take_along_axis(kept_z, order, axis=1), np.take_along_axis(kept_id, order, axis=1)
+        soft = None
+        if self.query.soft_rows is not None:
+            soft = torch.from_numpy(self.soft) if len(self.soft) else torch.zeros(self.rows, self.source.shape[1])
+        return Totals(
+            top=top,
+            mass=mass,
+            moment=torch.from_numpy(self.moment),
+            best=torch.from_numpy(self.best),
+            sample=torch.from_numpy(sample),
+            finite=torch.from_numpy(self.finite),
+            chosen_z=None if self.query.token_ids is None else torch.from_numpy(self.chosen),
+            candidates=Candidates(torch.from_numpy(kept_z), torch.from_numpy(kept_id), top, mass),
+            soft=soft,
+        )

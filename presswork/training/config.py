@@ -1,0 +1,63 @@
+"""What a training run is made of, in frozen parts."""
+
+from dataclasses import dataclass
+
+from presswork.config import require
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a cosine to a share of the peak rate.
+
+    Args:
+        peak_rate: highest learning rate.
+        warmup_steps: steps of linear growth from 0.
+        final_share: learning rate at the last step over the peak rate, in [0, 1].
+        betas, weight_decay: AdamW's; decay applies to matrices only.
+        clip_norm: largest global gradient norm.
+    """
+
+    peak_rate: float
+    warmup_steps: int = 100
+    final_share: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.peak_rate > 0, f"peak_rate must be positive, got {self.peak_rate}")
+        require(self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
+        require(0 <= self.final_share <= 1, f"final_share must lie in [0, 1], got {self.final_share}")
+        require(self.clip_norm > 0, f"clip_norm must be positive, got {self.clip_norm}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """One run of the trainer.
+
+    Args:
+        num_steps: optimizer steps in total; the schedule ends there.
+        optimizer: how weights move.
+        encoder_weight: weight of the causal loss beside the canvas loss.
+        ema_decay: decay of the averaged weights that are exported, in [0, 1).
+        dtype: compute dtype of the passes, bfloat16 or float32; master weights are float32.
+        compile: fuse the passes with torch.compile (needs a C++ compiler; a minute at the start).
+        checkpoint_every, log_every: steps.
+        seed: decides initial weights and every batch.
+    """
+
+    num_steps: int
+    optimizer: OptimizerConfig
+    encoder_weight: float = 1.0
+    ema_decay: float = 0.999
+    dtype: str = "bfloat16"
+    compile: bool = False
+    checkpoint_every: int = 500
+    log_every: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.num_steps > 0, f"num_steps must be positive, got {self.num_steps}")
+        require(self.dtype in ("bfloat16", "float32"), f"dtype must be bfloat16 or float32, got {self.dtype!r}")
+        require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        require(self.checkpoint_every > 0 and self.log_every > 0, "checkpoint_every and log_every must be positive")

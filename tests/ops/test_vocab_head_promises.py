@@ -1,0 +1,179 @@
+"""What the vocabulary head promises beside its numbers: isolation of rows, bounded memory, threads, clear refusals."""
+
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from presswork.errors import ConfigError, RequestError
+from presswork.ops.vocab_head import EditGroup, LogitEdits, Reading, read_vocab
+from tests.ops.vocab_head_cases import DTYPES, FAST, SLACK, ask, assert_agrees, rows_of, scaled, weights
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("impl", ("reference", *FAST))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("poison", (math.nan, math.inf, -math.inf))
+def test_a_row_that_is_not_finite_spoils_only_itself(poison: float, dtype: torch.dtype, impl: Any) -> None:
+    hidden, embedding = weights(5, 8, 3000, dtype)
+    asked = ask(5, 3000, top_k=torch.tensor([0, 3, 0, 3, 0]))
+    clean = read_vocab(hidden, embedding, impl=impl, **asked)
+    hidden[1] = poison
+    hidden[2, 3] = poison
+    got = read_vocab(hidden, embedding, impl=impl, **asked)
+    assert got.finite.tolist() == [True, False, False, True, True]
+    for f in fields(Reading):
+        ours, right = getattr(got, f.name), getattr(clean, f.name)
+        assert torch.equal(ours[got.finite], right[got.finite]), f.name
+        bad = ours[1:3]
+        if f.name in ("argmax", "sample", "topk_ids", "soft_embedding", "finite"):
+            assert not bad.any(), f.name
+        else:
+            assert bool(bad.isnan().all()), f.name
+
+
+@pytest.mark.parametrize("impl", ("reference", *FAST))
+def test_a_row_with_every_token_banned_is_marked(impl: Any) -> None:
+    edits = LogitEdits(row_group=torch.tensor([0, -1]), groups=(EditGroup(banned_ids=torch.arange(300)),))
+    hidden, embedding = weights(2, 8, 300, torch.float32)
+    got = read_vocab(hidden, embedding, impl=impl, **ask(2, 300, edits=edits))  # type: ignore[arg-type]
+    assert got.finite.tolist() == [False, True]
+    assert got.sample[0] == 0 and got.entropy[0].isnan()
+
+
+@pytest.mark.parametrize("impl", ("reference", *FAST))
+def test_soft_embedding_of_chosen_rows_from_an_untied_source(impl: Any) -> None:
+    hidden, embedding = weights(6, 8, 4500, torch.float32)
+    source = torch.randn(4500, 5, generator=torch.Generator().manual_seed(1))
+    wanted = torch.tensor([True, False, True, True, False, True])
+    asked = ask(6, 4500, soft_embedding=wanted, soft_source=source, top_k=torch.tensor([0, 0, 5, 300, 5, 0]))
+    got = read_vocab(hidden, embedding, impl=impl, **asked)
+    p = scaled(hidden, embedding, asked).double().softmax(dim=1)
+    torch.testing.assert_close(got.soft_embedding, (p @ source.double()).float() * wanted[:, None], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_alone_reads_as_in_a_crowd(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(300, 40, generator=generator).to(dtype)
+    embedding = (torch.randn(9000, 40, generator=generator) / 4).to(dtype)
+    asked = ask(300, 9000, top_k=torch.arange(300) % 3 * 7)
+    crowd = read_vocab(hidden, embedding, **asked)
+    for row in (0, 1, 2, 37, 255, 256, 299):
+        alone = read_vocab(hidden[row : row + 1], embedding, **rows_of(asked, slice(row, row + 1)))
+        for f in fields(Reading):
+            ours, right = getattr(alone, f.name)[0], getattr(crowd, f.name)[row]
+            if dtype == torch.bfloat16 and f.name != "soft_embedding":
+                assert torch.equal(ours, right), f.name
+            else:
+                torch.testing.assert_close(ours, right, rtol=1e-2, atol=1e-2 if "soft" in f.name else SLACK)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_number_of_threads_changes_nothing(dtype: torch.dtype, two_threads: None) -> None:
+    hidden, embedding = weights(90, 200, 32771, dtype)
+    hidden[::2] *= 8  # sharp rows, for which most tiles are left out
+    asked = ask(90, 32771, top_logprobs=3)
+    together = read_vocab(hidden, embedding, impl="tiled", **asked)
+    torch.set_num_threads(1)
+    single = read_vocab(hidden, embedding, impl="tiled", **asked)
+    for f in fields(Reading):
+        assert torch.equal(getattr(together, f.name), getattr(single, f.name)), f.name
+
+
+def test_threads_born_afterwards_keep_their_share(two_threads: None) -> None:
+    hidden, embedding = weights(64, 64, 32771, torch.bfloat16)
+    read_vocab(hidden, embedding, impl="tiled", **ask(64, 32771))
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen == [2] and torch.get_num_threads() == 2
+
+
+def peak_bytes() -> int:
+    """Largest resident size since it was last cleared."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak resident size can be cleared on Linux")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_matrix_over_the_vocabulary_is_ever_in_memory(dtype: torch.dtype) -> None:
+    """256 rows of float32 logits over 262,144 tokens would take 268 MB, bfloat16 ones 134 MB."""
+    hidden, embedding = weights(256, 16, 262144, dtype)
+    asked = ask(256, 262144, softcap=30.0, top_k=torch.arange(256) % 2 * 50)
+    read_vocab(hidden[:2], embedding, impl="tiled", **rows_of(asked, slice(2)))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_bytes()
+    read_vocab(hidden, embedding, impl="tiled", **asked)
+    after = peak_bytes()
+    assert after - before < 80e6
+    ballast = torch.ones(30_000_000)
+    assert peak_bytes() - after > 40e6 and len(ballast)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float64))
+def test_auto_serves_other_formats_and_layouts(dtype: torch.dtype) -> None:
+    hidden, embedding = weights(3, 8, 500, dtype)
+    assert_agrees(hidden.float(), embedding.float().repeat_interleave(2, dim=1)[:, ::2], "auto", ask(3, 500))
+    got = read_vocab(hidden, embedding, **ask(3, 500))
+    expected = read_vocab(hidden, embedding, impl="reference", **ask(3, 500))
+    assert torch.equal(got.argmax, expected.argmax) and torch.equal(got.sample, expected.sample)
+
+
+def test_hidden_rows_take_the_dtype_of_the_weights_and_need_no_gradient() -> None:
+    hidden, embedding = weights(3, 8, 500, torch.bfloat16)
+    parameter = torch.nn.Parameter(embedding)
+    got = read_vocab(hidden.float().requires_grad_(), parameter, **ask(3, 500))
+    expected = read_vocab(hidden, embedding, **ask(3, 500))
+    assert torch.equal(got.entropy, expected.entropy)
+    assert got.soft_embedding is not None and not got.soft_embedding.requires_grad
+
+
+def test_no_rows_give_empty_readings() -> None:
+    hidden, embedding = weights(0, 8, 500, torch.bfloat16)
+    got = read_vocab(hidden, embedding, **ask(0, 500))
+    assert got.sample.shape == (0,) and got.soft_embedding is not None and got.soft_embedding.shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    (
+        ({"temperature": torch.ones(2)}, "temperature"),
+        ({"uniform": torch.zeros(4, dtype=torch.float64)}, "uniform"),
+        ({"token_ids": torch.tensor([[0], [1], [64]])}, "token_ids"),
+        ({"token_ids": torch.zeros(2, 1, dtype=torch.int64)}, "token_ids"),
+        ({"top_logprobs": 257}, "top_logprobs"),
+        ({"top_k": torch.zeros(1, dtype=torch.int64)}, "top_k"),
+        ({"soft_source": torch.zeros(63, 8)}, "soft_source"),
+        ({"edits": LogitEdits(row_group=torch.zeros(3), groups=(EditGroup(banned_ids=torch.tensor([-1])),))}, "banned"),
+        ({"edits": LogitEdits(row_group=torch.zeros(2), groups=())}, "row_group"),
+    ),
+)
+def test_arguments_that_do_not_fit_are_named(changes: dict[str, Any], words: str) -> None:
+    hidden, embedding = weights(3, 8, 64, torch.float32)
+    with pytest.raises(RequestError, match=words):
+        read_vocab(hidden, embedding, **ask(3, 64, **changes))
+
+
+def test_an_implementation_that_cannot_serve_is_refused() -> None:
+    hidden, embedding = weights(3, 8, 64, torch.float64)
+    with pytest.raises(ConfigError, match="tiled.*float64"):
+        read_vocab(hidden, embedding, impl="tiled", **ask(3, 64))
+    with pytest.raises(ConfigError, match="unknown impl"):
+        read_vocab(hidden, embedding, impl="fast", **ask(3, 64))  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="hidden and embedding"):
+        read_vocab(hidden[:, :5], embedding, **ask(3, 64))
