@@ -16,11 +16,12 @@ def takes_fast(impl: Impl, x: Tensor, *others: Tensor | None) -> bool:
     """Whether the fused CPU twin runs for these floating tensors; pure.
 
     "auto" takes it on a CPU, in float32 or bfloat16, all tensors of one dtype, when no gradient is being recorded.
+    Code under torch.compile, which fuses by itself, gets the reference.
 
     Raises:
         ConfigError: an unknown impl, or "fast" for tensors the fused twin cannot take.
     """
-    if impl == "reference":
+    if impl == "reference" or torch.compiler.is_compiling():
         return False
     can = x.is_cpu and x.dtype in FAST_DTYPES
     for other in others:

@@ -184,7 +184,8 @@ def largest(row, width):
     top = np.int32(-0x7FFFFFFF)
     for i in range(width):
         bits = np.int32(as_bits(row[i]))
-        top = np.int32(max(top, bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))))
+        # numba widens integers at every operation; without the inner cast the loop stays scalar
+        top = np.int32(max(top, np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))))
     return as_float(np.uint32(top ^ ((top >> np.int32(31)) & np.int32(0x7FFFFFFF))))
 
 

@@ -114,7 +114,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def join_text(*values: object) -> str:
         """The `~` operator."""
         texts = [str(value) for value in values]
-        pass
+        _check_size(sum(map(len, texts)))
         return "".join(texts)
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:

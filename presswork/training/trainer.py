@@ -89,7 +89,7 @@ class Trainer:
         losses.total.backward()
         norm = self.optimizer.step(step)
         return {
-            "loss": float(losses.total),
+            "loss": float(losses.total.detach()),
             "diffusion": float(losses.diffusion),
             "encoder": float(losses.encoder),
             "canvas_accuracy": float(losses.canvas_accuracy),

@@ -64,7 +64,7 @@ def _build(model: Transformer, attention: str, experts: str) -> Any:
     theirs = transformers.DiffusionGemmaForBlockDiffusion(config).eval().requires_grad_(False)
     # Converted tensor by tensor: casting the module would also round the rope frequencies.
     ours, state = model.state_dict(), theirs.state_dict(keep_vars=True)
-    for name, tensor in state.items():
+    for tensor in state.values():
         tensor.data = tensor.data.to(model.dtype)
     for name, place in checkpoint_places(model.config).items():
         state[name].copy_(ours[place.parameter][place.start : place.stop])

@@ -45,6 +45,7 @@ def _rounded(config: ModelConfig) -> tuple[Transformer, Transformer]:
     return half, full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"hidden_size": 64, "num_experts": 8, "top_k_experts": 4, "moe_intermediate_size": 32}],

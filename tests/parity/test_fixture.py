@@ -1,4 +1,4 @@
-"""The printed fingerprints of the parity fixture, reproduced by our model alone, then tensor by tensor by the oracle."""
+"""The printed fingerprints of the parity fixture, by our model alone; then every value, against the oracle."""
 
 from collections.abc import Callable
 

@@ -1,101 +1,133 @@
-"""How a Sudoku becomes tokens, and text becomes a Sudoku.
+"""How a puzzle becomes the tokens of a prompt, and a canvas becomes a grid again.
 
-The model knows positions only by rotation, so every prompt token names its cell and its clue, and canvas position i
-stands at one fixed distance from its cell's token:
+A model that only knows distances cannot tell a cell's row, column and box from where it stands, so every prompt token
+names its cell and its clue. Canvas position i (absolute 92 + i) belongs to prompt position 1 + i: always 91 back.
 
-    prompt    <bos> | r1c1 .. r1c9 \\n | ... | r9c1 .. r9c9 \\n | <solve>      1 + 90 + 1 tokens
-    canvas            d .. d        \\n | ... | d .. d        <eos>             90 tokens, 91 behind
+    prompt (92)    <bos>  <r1c1d5> ... <r1c9d0> \\n  ...  <r9c1d0> ... <r9c9d9> \\n  <|solve|>
+    canvas (90)    5 3 4 6 7 8 9 1 2 \\n  ...  3 4 5 2 8 6 1 7 9 <eos>
 """
 
+from collections.abc import Iterable
+
 import numpy as np
+from jaxtyping import Int64
 
 from presswork.errors import RequestError
+from presswork.tasks.sudoku.generate import Cells, Grids, as_grids, count_solutions
 
-PAD, EOS, BOS, UNK, NEWLINE = 0, 1, 2, 3, 4
-FIRST_DIGIT = 5
-FIRST_CELL = 14
-SOLVE = FIRST_CELL + 810
+PAD_ID, EOS_ID, BOS_ID, UNK_ID, NEWLINE_ID = range(5)
+DIGIT_ID = NEWLINE_ID  # a digit's id is this plus the digit
+CELL_ID = 14
+SOLVE_ID = CELL_ID + 810
 VOCAB_SIZE = 832
 PROMPT_LENGTH = 92
 CANVAS_LENGTH = 90
 
-_EMPTY = "0._*"
-_IGNORED = " \t\r\n|-+,"
+EMPTY_CHARACTERS = "0._*"
+# What people draw between cells: rules and corners, plain or in box-drawing characters.
+SEPARATORS = "|-+│─┼┃━╋║═╬┌┐└┘├┤┬┴┏┓┗┛╔╗╚╝╠╣╦╩"
 
 
-def encode_prompts(puzzles: np.ndarray) -> np.ndarray:
-    """Prompt ids, int64 [N, 92], of puzzles uint8 [N, 81]."""
-    num = puzzles.shape[0]
-    ids = np.empty((num, PROMPT_LENGTH), np.int64)
-    ids[:, 0], ids[:, -1] = BOS, SOLVE
-    cells = FIRST_CELL + 10 * np.arange(81) + puzzles.astype(np.int64)
-    ids[:, 1:-1] = _in_rows(cells)
-    return ids
+def vocabulary() -> list[str]:
+    """Every token, in the order of its id."""
+    cells = [f"<r{1 + cell // 9}c{1 + cell % 9}d{digit}>" for cell in range(81) for digit in range(10)]
+    named = ["<pad>", "<eos>", "<bos>", "<unk>", "\n", *"123456789", *cells, "<|solve|>"]
+    return named + [f"<reserved{n}>" for n in range(VOCAB_SIZE - len(named))]
 
 
-def encode_solutions(solutions: np.ndarray) -> np.ndarray:
-    """Canvas ids, int64 [N, 90], of solved grids uint8 [N, 81]."""
-    ids = _in_rows(solutions.astype(np.int64) + FIRST_DIGIT - 1)
-    ids[:, -1] = EOS
-    return ids
+def encode_prompts(puzzles: Grids) -> Int64[np.ndarray, "N 92"]:
+    """Prompt ids of puzzles; 0 is an empty cell."""
+    grids = as_grids(puzzles)
+    prompts = np.full((len(grids), PROMPT_LENGTH), NEWLINE_ID, np.int64)
+    prompts[:, 0], prompts[:, -1] = BOS_ID, SOLVE_ID
+    lines = prompts[:, 1:-1].reshape(-1, 9, 10)
+    lines[:, :, :9] = (CELL_ID + 10 * np.arange(81) + grids).reshape(-1, 9, 9)
+    # The slice may have been copied by reshape, so it is written back.
+    prompts[:, 1:-1] = lines.reshape(-1, 90)
+    return prompts
 
 
-def _in_rows(cells: np.ndarray) -> np.ndarray:
-    lines = np.full((cells.shape[0], 9, 10), NEWLINE, np.int64)
-    lines[:, :, :9] = cells.reshape(-1, 9, 9)
-    return lines.reshape(-1, 90)
+def encode_solutions(solutions: Grids) -> Int64[np.ndarray, "N 90"]:
+    """Canvas ids of full grids. Raises RequestError when a cell is empty."""
+    grids = as_grids(solutions)
+    if not grids.all():
+        raise RequestError("solutions must be full grids of digits 1-9, got an empty cell")
+    lines = np.full((len(grids), 9, 10), NEWLINE_ID, np.int64)
+    lines[:, :, :9] = DIGIT_ID + grids.reshape(-1, 9, 9)
+    lines[:, 8, 9] = EOS_ID
+    return lines.reshape(-1, CANVAS_LENGTH)
 
 
-def decode_solutions(ids: np.ndarray) -> np.ndarray:
-    """Digits, uint8 [N, 81], of canvas ids [N, 90]; 0 where a cell holds no digit. Layout tokens are not checked."""
-    cells = ids.reshape(-1, 9, 10)[:, :, :9].reshape(-1, 81) - FIRST_DIGIT + 1
-    return np.where((cells >= 1) & (cells <= 9), cells, 0).astype(np.uint8)
+def decode_solution(ids: Iterable[int]) -> Cells | None:
+    """The grid a canvas spells, right or wrong; None unless it is nine lines of nine digits and the end token."""
+    canvas = np.fromiter(ids, np.int64)
+    if len(canvas) != CANVAS_LENGTH or canvas[-1] != EOS_ID:
+        return None
+    lines = canvas.reshape(9, 10)
+    digits = lines[:, :9] - DIGIT_ID
+    if (lines[:8, 9] != NEWLINE_ID).any() or digits.min() < 1 or digits.max() > 9:
+        return None
+    return digits.astype(np.uint8).reshape(81)
 
 
-def read_puzzle(text: str) -> np.ndarray:
-    """81 cells, uint8, from text: digits, 0 . _ * for empty; blanks, line breaks and box lines are ignored.
+def read_puzzle(text: str) -> Cells:
+    """The puzzle written in a text: 81 digits with 0 . _ or * for empty cells; white space and rules are skipped.
 
-    Raises: RequestError for another character, a wrong number of cells or two equal clues in a row, column or box.
+    Raises: RequestError for another character, another number of cells, or a digit twice in a row, column or box.
     """
-    cells: list[int] = []
+    cells = []
     for position, character in enumerate(text):
-        if character in _EMPTY:
+        if character in EMPTY_CHARACTERS:
             cells.append(0)
         elif character in "123456789":
             cells.append(int(character))
-        elif character not in _IGNORED:
+        elif not character.isspace() and character not in SEPARATORS:
             raise RequestError(
-                f"a puzzle holds digits and {' '.join(_EMPTY)} for empty cells, got {character!r} at character "
-                f"{position + 1}"
+                f"puzzle: unexpected {character!r} at character {position + 1}; "
+                "write digits, and 0 . _ or * for empty cells"
             )
     if len(cells) != 81:
-        raise RequestError(f"a puzzle has 81 cells, got {len(cells)}; write empty ones as 0 or a dot")
+        raise RequestError(f"puzzle: {len(cells)} cells, expected 81; write digits, and 0 . _ or * for empty cells")
     puzzle = np.array(cells, np.uint8)
-    clash = find_clash(puzzle)
-    if clash is not None:
-        first, second = (f"row {cell // 9 + 1} column {cell % 9 + 1}" for cell in clash)
-        raise RequestError(f"the puzzle contradicts itself: {puzzle[clash[0]]} at {first} and again at {second}")
+    clash = _clash(puzzle)
+    if clash:
+        raise RequestError(f"puzzle: {clash}; correct one of them")
     return puzzle
 
 
-def find_clash(grid: np.ndarray) -> tuple[int, int] | None:
-    """Two cells of one row, column or box that hold the same digit, or None."""
-    seen: dict[tuple[str, int, int], int] = {}
-    for cell, digit in enumerate(grid.tolist()):
-        row, column = divmod(cell, 9)
-        for unit in (("row", row), ("column", column), ("box", row // 3 * 3 + column // 3)):
-            if digit and (*unit, digit) in seen:
-                return seen[*unit, digit], cell
-            seen[*unit, digit] = cell
+def describe(puzzle: Cells) -> str:
+    """One line on a puzzle's clues and solutions, with a warning where there is not exactly one."""
+    num_clues = int(np.count_nonzero(as_grids(np.asarray(puzzle)[None])))
+    clash = _clash(puzzle)
+    if clash:
+        return f"{num_clues} clues; warning: no solution, {clash}"
+    outcome = ("warning: no solution", "one solution", "warning: several solutions")[count_solutions(puzzle, 2)]
+    return f"{num_clues} clues; {outcome}"
+
+
+def format_grid(cells: Cells) -> str:
+    """A grid as eleven lines of text with box rules; empty cells are dots. `read_puzzle` reads it back."""
+    grid = as_grids(np.asarray(cells)[None]).reshape(9, 3, 3)
+    lines = [" | ".join(" ".join(str(digit or ".") for digit in part) for part in row) for row in grid]
+    rule = "------+-------+------"
+    return "\n".join([*lines[:3], rule, *lines[3:6], rule, *lines[6:]])
+
+
+def _clash(puzzle: Cells) -> str | None:
+    """The first two equal clues of a row, column or box, in words."""
+    grid = np.asarray(puzzle).reshape(9, 9)
+    units = [("row", [9 * n + k for k in range(9)]) for n in range(9)]
+    units += [("column", [n + 9 * k for k in range(9)]) for n in range(9)]
+    units += [("box", [27 * (n // 3) + 3 * (n % 3) + 9 * (k // 3) + k % 3 for k in range(9)]) for n in range(9)]
+    for kind, cells in units:
+        seen: dict[int, int] = {}
+        for cell in cells:
+            digit = int(grid.flat[cell])
+            if digit and digit in seen:
+                return f"{_name(seen[digit])} and {_name(cell)} are both {digit} and share a {kind}"
+            seen[digit] = cell
     return None
 
 
-def format_grid(cells: np.ndarray) -> str:
-    """A grid as nine lines with box lines between, dots for empty cells."""
-    lines = []
-    for row in range(9):
-        digits = [str(d) if d else "." for d in cells[9 * row : 9 * row + 9].tolist()]
-        lines.append(" | ".join(" ".join(digits[box : box + 3]) for box in (0, 3, 6)))
-        if row in (2, 5):
-            lines.append("------+-------+------")
-    return "\n".join(lines)
+def _name(cell: int) -> str:
+    return f"r{1 + cell // 9}c{1 + cell % 9}"

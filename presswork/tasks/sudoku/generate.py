@@ -1,151 +1,150 @@
-"""Sudoku puzzles with exactly one solution, each a pure function of (seed, index)."""
+"""Sudoku puzzles with exactly one solution, in any number, from a seed."""
 
+import re
 from dataclasses import dataclass
 
-import numba
 import numpy as np
+from jaxtyping import UInt8
 
 from presswork.errors import RequestError
-from presswork.tasks.sudoku.solver import BOX, POPCOUNT, UNITS, below, next_random, search, shuffle
+from presswork.tasks.sudoku import _kernels
 
-_MAX_TRIES = 2000
+Cells = UInt8[np.ndarray, "81"]
+Grids = UInt8[np.ndarray, "N 81"]
+
+# No puzzle with fewer clues has one solution (McGuire, Tugemann and Civario, 2012).
+MIN_CLUES = 17
+MIXED_CLUES = (22, 59)
+# A minimal puzzle takes well under a millisecond, so a hopeless range is given up after seconds.
+_MAX_GRIDS = 20_000
+# Compiled code does not see Ctrl-C; between two calls Python does.
+_CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Clues:
-    """How many clues puzzles have: minimal (no clue can go), or a count in low..high."""
+    """How many cells of a puzzle are given: an inclusive range, or None for minimal puzzles.
 
-    is_minimal: bool
-    low: int = 17
-    high: int = 81
+    In a minimal puzzle every clue is needed: without any one of them there are several solutions. Most have 23-26.
+    """
+
+    bounds: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.bounds is not None and not MIN_CLUES <= self.bounds[0] <= self.bounds[1] <= 81:
+            raise RequestError(
+                f"clues must be a rising range within {MIN_CLUES}-81, got {self}; for example 30-45, minimal or mixed"
+            )
 
     def __str__(self) -> str:
-        return "minimal" if self.is_minimal else f"{self.low}-{self.high}"
+        return "minimal" if self.bounds is None else f"{self.bounds[0]}-{self.bounds[1]}"
 
 
 def parse_clues(text: str) -> Clues:
-    """"minimal", "mixed" (22 to 59), a count or a range such as "30-45". Raises RequestError."""
+    """Clues from text: `minimal`, `mixed` (22-59), an inclusive range such as `30-45`, or one number.
+
+    Raises: RequestError for anything else.
+    """
     if text == "minimal":
-        return Clues(True)
+        return Clues()
     if text == "mixed":
-        return Clues(False, 22, 59)
-    parts = text.split("-")
-    if len(parts) in (1, 2) and all(part.isdigit() for part in parts):
-        low, high = int(parts[0]), int(parts[-1])
-        if 22 <= low <= high <= 81:
-            return Clues(False, low, high)
-    raise RequestError(f"clues must be 'minimal', 'mixed' or a range within 22-81 such as 30-45, got {text!r}")
+        return Clues(MIXED_CLUES)
+    match = re.fullmatch(r"([0-9]{1,3})(?:-([0-9]{1,3}))?", text)
+    if match is None:
+        raise RequestError(f"clues must be 'minimal', 'mixed' or a range such as '30-45', got {text!r}")
+    low, high = match.groups()
+    return Clues((int(low), int(high or low)))
 
 
-def generate(num: int, seed: int, clues: Clues) -> tuple[np.ndarray, np.ndarray]:
-    """Puzzles and their solutions.
+def generate(num: int, seed: int, clues: Clues | None = None, *, first: int = 0) -> tuple[Grids, Grids]:
+    """Random puzzles with unique solutions; puzzle i is a pure function of (seed, first + i, clues) on every machine.
+
+    Each is a random full grid thinned in random order until it is minimal, plus solution cells up to a count drawn
+    uniformly from the range. Where the minimal puzzle has more clues than the count, though not more than the range
+    allows, it stays as it is.
 
     Args:
-        num: how many.
-        seed: puzzle i depends on (seed, i) alone.
+        num: puzzles to make.
+        seed: 64-bit.
+        clues: clues per puzzle; None is minimal.
+        first: index of the first puzzle, to make a long list in parts.
     Returns:
-        (puzzles uint8 [num, 81] with 0 for empty, solutions uint8 [num, 81]).
+        Puzzles and solutions, uint8 [num, 81] by rows; 0 is an empty cell.
     Raises:
-        RequestError: so few clues that too few grids allow them.
+        RequestError: an argument is out of range, or no grid with so few clues was found.
     """
-    low, high = (0, 0) if clues.is_minimal else (clues.low, clues.high)
+    _check_integer("num", num, 2**40)
+    _check_integer("first", first, 2**62)
+    _check_seed(seed)
+    clues = clues or Clues()
+    low, high = clues.bounds or (0, 81)
     puzzles, solutions = np.zeros((num, 81), np.uint8), np.zeros((num, 81), np.uint8)
-    made = _generate(puzzles, solutions, np.uint64(seed), low, high, BOX, POPCOUNT, UNITS)
-    if made < num:
-        raise RequestError(f"no puzzle with {clues} clues found in {_MAX_TRIES} grids; ask for more clues")
+    for start in range(0, num, _CHUNK):
+        part = puzzles[start : start + _CHUNK]
+        made = _kernels.make_puzzles(
+            np.uint64(seed), first + start, low, high, _MAX_GRIDS, part, solutions[start : start + _CHUNK]
+        )
+        if made < len(part):
+            raise RequestError(
+                f"clues {clues}: none of {_MAX_GRIDS} random grids came down to {high} clues; "
+                "allow more clues, 22 and above are easily found"
+            )
     return puzzles, solutions
 
 
-@numba.njit(cache=True, nogil=True)
-def _generate(
-    puzzles: np.ndarray, solutions: np.ndarray, seed: np.uint64, low: int, high: int,
-    box: np.ndarray, popcount: np.ndarray, units: np.ndarray,
-) -> int:  # fmt: skip
-    state = np.zeros(1, np.uint64)
-    for index in range(puzzles.shape[0]):
-        state[0] = seed * np.uint64(0xD1342543DE82EF95) + np.uint64(index) * np.uint64(0xA0761D6478BD642F)
-        next_random(state)
-        target = low + below(state, high - low + 1)
-        for attempt in range(_MAX_TRIES):
-            solution = _full_grid(state, box, popcount, units)
-            cells, count = _reduce(solution, state, box, popcount, units)
-            if high == 0 or count <= target:
-                break
-            if attempt == _MAX_TRIES - 1:
-                return index
-        if high > 0:
-            _add_clues(cells, solution, target - count, state)
-        for cell in range(81):
-            puzzles[index, cell], solutions[index, cell] = cells[cell], solution[cell]
-    return puzzles.shape[0]
+def augment(puzzles: Grids, solutions: Grids, seed: int, *, first: int = 0) -> tuple[Grids, Grids]:
+    """A random symmetry of each puzzle and its solution, as new arrays; the number of solutions stays.
 
+    Digits are renamed, bands, stacks, rows in bands and columns in stacks permuted, and half of the grids transposed.
 
-@numba.njit(cache=True, nogil=True)
-def _full_grid(state: np.ndarray, box: np.ndarray, popcount: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """A random solution: the three independent diagonal boxes at random, the rest by randomised search."""
-    cells = np.zeros(81, np.int64)
-    for diagonal in range(3):
-        digits = np.arange(1, 10)
-        shuffle(digits, state)
-        for k in range(9):
-            cells[(diagonal * 3 + k // 3) * 9 + diagonal * 3 + k % 3] = digits[k]
-    found = np.zeros(81, np.int64)
-    search(cells, 1, found, state, True, box, popcount, units)
-    return found
-
-
-@numba.njit(cache=True, nogil=True)
-def _reduce(
-    solution: np.ndarray, state: np.ndarray, box: np.ndarray, popcount: np.ndarray, units: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """Remove clues in random order as long as the solution stays unique; (minimal puzzle, its clue count)."""
-    cells, order = solution.copy(), np.arange(81)
-    shuffle(order, state)
-    found = np.zeros(81, np.int64)
-    count = 81
-    for cell in order:
-        cells[cell] = 0
-        if search(cells, 2, found, state, False, box, popcount, units) == 1:
-            count -= 1
-        else:
-            cells[cell] = solution[cell]
-    return cells, count
-
-
-@numba.njit(cache=True, nogil=True)
-def _add_clues(cells: np.ndarray, solution: np.ndarray, num: int, state: np.ndarray) -> None:
-    """Put random solution cells back. Mutates cells."""
-    order = np.arange(81)
-    shuffle(order, state)
-    for cell in order:
-        if num <= 0:
-            return
-        if cells[cell] == 0:
-            cells[cell] = solution[cell]
-            num -= 1
-
-
-def augment(puzzles: np.ndarray, solutions: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A random symmetry of each puzzle: digits renamed, bands and stacks, rows and columns in them, transposition.
-
-    Args: uint8 [N, 81] each. Returns: new arrays of the same shapes; the given ones stay.
+    Args:
+        puzzles, solutions: uint8 [N, 81]; 0 is empty.
+        seed, first: as in `generate`; a training loop gives each epoch its own seed.
     """
-    num = puzzles.shape[0]
-    rows, columns = _line_orders(num, rng), _line_orders(num, rng)
-    digits = np.zeros((num, 10), np.uint8)
-    digits[:, 1:] = 1 + rng.random((num, 9)).argsort(1)
-    transposed = rng.random(num) < 0.5
-    moved = []
-    for grids in (puzzles, solutions):
-        square = grids.reshape(num, 9, 9)
-        square = np.where(transposed[:, None, None], square.transpose(0, 2, 1), square)
-        square = square[np.arange(num)[:, None, None], rows[:, :, None], columns[:, None, :]]
-        moved.append(np.take_along_axis(digits, square.reshape(num, 81), 1))
-    return moved[0], moved[1]
+    _check_seed(seed)
+    _check_integer("first", first, 2**62)
+    if puzzles.shape != solutions.shape:
+        raise RequestError(f"puzzles {list(puzzles.shape)} and solutions {list(solutions.shape)} must be pairs")
+    puzzles, solutions = as_grids(puzzles), as_grids(solutions)
+    new_puzzles, new_solutions = np.empty_like(puzzles), np.empty_like(solutions)
+    _kernels.apply_symmetries(np.uint64(seed), first, puzzles, solutions, new_puzzles, new_solutions)
+    return new_puzzles, new_solutions
 
 
-def _line_orders(num: int, rng: np.random.Generator) -> np.ndarray:
-    """Orders of 9 lines that keep bands together, [num, 9]."""
-    bands = rng.random((num, 3)).argsort(1)
-    within = rng.random((num, 3, 3)).argsort(2)
-    return (3 * bands[:, :, None] + within).reshape(num, 9)
+def count_solutions(puzzle: Cells, limit: int = 2) -> int:
+    """Solutions of a puzzle, counted up to a limit; 0 when clues contradict each other. Raises RequestError."""
+    _check_integer("limit", limit, 2**40, low=1)
+    return _search(puzzle, limit)[0]
+
+
+def solve(puzzle: Cells) -> Cells | None:
+    """A solution of a puzzle (the only one, where it has just one), or None. Raises RequestError."""
+    found, values = _search(puzzle, 1)
+    return values if found else None
+
+
+def as_grids(cells: object) -> Grids:
+    """Contiguous uint8 [N, 81] of digits 0-9. Raises RequestError when that would lose something."""
+    array = np.asarray(cells)
+    if array.ndim != 2 or array.shape[1] != 81 or array.dtype.kind not in "iu":
+        raise RequestError(f"grids must be integers [N, 81], got {array.dtype} {list(array.shape)}")
+    if array.size and not 0 <= array.min() <= array.max() <= 9:
+        raise RequestError(f"cells must be 0 (empty) to 9, got {array.min()} to {array.max()}")
+    return np.ascontiguousarray(array, dtype=np.uint8)
+
+
+def _search(puzzle: Cells, limit: int) -> tuple[int, Cells]:
+    search = _kernels.new_search()
+    if not _kernels.load(search, as_grids(np.asarray(puzzle)[None])[0]):
+        return 0, search[2][0]
+    state = np.zeros(1, np.uint64)
+    return _kernels.count(search, limit, 81, np.uint16(0), state, False), search[2][0]
+
+
+def _check_seed(seed: int) -> None:
+    _check_integer("seed", seed, 2**64 - 1)
+
+
+def _check_integer(name: str, value: int, high: int, *, low: int = 0) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
+        raise RequestError(f"{name} must be an integer in {low}..{high}, got {value!r}")
