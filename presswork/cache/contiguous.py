@@ -3,7 +3,8 @@
 n KV heads, S stored positions, h head width, c new positions.
 
 Full layers keep every position. Sliding layers keep the last window - 1, which is all that a causal row or a canvas
-may still look at. A snapshot shares its sequence's buffers: positions below its length never change, so nothing is
+may still look at, rounded out so that the first stored position is a multiple of ALIGNMENT: attention adds keys up in
+aligned spans, so a row's sums come out the same wherever a prefill was cut into chunks. A snapshot shares its sequence's buffers: positions below its length never change, so nothing is
 copied. Writing needs ownership of the buffer; who does not have it copies first.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from presswork.config import ModelConfig
 
+ALIGNMENT = 256
 _GROWTH = 256
 
 
@@ -64,24 +66,35 @@ class LayerCache:
 
     def append(self, owner: object, k: Float[Tensor, "c n h"], v: Float[Tensor, "c n h"]) -> KeyView:
         """Store new positions; returns what the first of them may see followed by themselves. Mutates self."""
-        view = self.stage(owner, k, v)
-        self.length += k.shape[0]
+        stop = self._write(owner, k, v)
         assert self.buffer is not None
-        self.buffer.used = self.offset + self.num_stored
-        if self.kept is not None and self.num_stored > self.kept:
-            surplus = self.num_stored - self.kept
-            self.offset, self.first = self.offset + surplus, self.first + surplus
+        view = KeyView(self.buffer.k[:, self.offset : stop], self.buffer.v[:, self.offset : stop], self.first)
+        self.length += k.shape[0]
+        self.buffer.used = stop
+        if self.kept is not None:
+            surplus = max(0, self.length - self.kept) // ALIGNMENT * ALIGNMENT - self.first
+            self.offset, self.first = self.offset + max(0, surplus), self.first + max(0, surplus)
         return view
 
     def stage(self, owner: object, k: Float[Tensor, "c n h"], v: Float[Tensor, "c n h"]) -> KeyView:
-        """Place new positions behind the stored ones without keeping them; the next write overwrites them."""
+        """Place new positions behind the stored ones without keeping them; the next write overwrites them.
+
+        Returns: what a canvas sees: the last `kept` stored positions, or all of them, and the new ones.
+        """
+        stop = self._write(owner, k, v)
+        assert self.buffer is not None
+        hidden = 0 if self.kept is None else max(0, self.num_stored - self.kept)
+        start = self.offset + hidden
+        return KeyView(self.buffer.k[:, start:stop], self.buffer.v[:, start:stop], self.first + hidden)
+
+    def _write(self, owner: object, k: Tensor, v: Tensor) -> int:
+        """Copy new positions behind the stored ones; returns the slot after the last."""
         start = self._make_room(owner, k, v)
         stop = start + k.shape[0]
-        buffer = self.buffer
-        assert buffer is not None
-        buffer.k[:, start:stop] = k.transpose(0, 1)
-        buffer.v[:, start:stop] = v.transpose(0, 1)
-        return KeyView(buffer.k[:, self.offset : stop], buffer.v[:, self.offset : stop], self.first)
+        assert self.buffer is not None
+        self.buffer.k[:, start:stop] = k.transpose(0, 1)
+        self.buffer.v[:, start:stop] = v.transpose(0, 1)
+        return stop
 
     def _make_room(self, owner: object, k: Tensor, v: Tensor) -> int:
         """First free slot of a buffer this owner may write, moved to a larger or own one where needed."""

@@ -104,8 +104,8 @@ def parse_tool_calls(token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[li
 
 
 def _read_call(ids: list[int], tokenizer: Tokenizer) -> ToolCall | None:
+    reader = _Reader(_segments(ids, tokenizer))
     try:
-        reader = _Reader(_segments(ids, tokenizer))
         name = reader.match(_NAME).group(1)
         arguments = reader.members(depth=1)
         reader.end()
@@ -136,8 +136,6 @@ class _Reader:
     """Reads values from left to right: over the characters of syntax segments, and whole string segments."""
 
     def __init__(self, segments: list[str]):
-        if len(segments) % 2 == 0:
-            raise _MalformedError("a quote is not closed")
         self._segments = segments
         self._segment = 0
         self._position = 0

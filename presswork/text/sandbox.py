@@ -21,6 +21,7 @@ from jinja2.visitor import NodeTransformer
 
 from presswork.errors import TemplateError
 
+# About ten seconds at worst; a conversation of a thousand messages stays far below.
 MAX_STEPS = 5_000_000
 MAX_CHARACTERS = 64_000_000
 MAX_EXPONENT = 64

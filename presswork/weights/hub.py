@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import constants, is_offline_mode, scan_cache_dir, snapshot_download
+from huggingface_hub import constants, scan_cache_dir, snapshot_download
 from huggingface_hub.errors import (
     CacheNotFound,
     GatedRepoError,
@@ -211,7 +211,7 @@ def _explained(repo_id: str, revision: str | None, error: Exception) -> Presswor
 
 def _unreachable(repo_id: str, error: LocalEntryNotFoundError) -> str:
     missing = f"{repo_id} is not complete in the local Hub cache"
-    if is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         return f"{missing} and HF_HUB_OFFLINE is set; unset it, or fetch the model on another machine"
     reason = f" ({one_line(error.__cause__)})" if error.__cause__ is not None else ""
     return f"{missing} and the Hub cannot be reached{reason}; check the network and try again"

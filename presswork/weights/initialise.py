@@ -55,7 +55,7 @@ def fill_normal(tensor: Tensor, deviation: float, stream: str) -> None:
     Mutates: the tensor.
     """
     generator = torch.Generator(tensor.device).manual_seed(zlib.crc32(stream.encode()))
-    # Drawn in float32 whatever the dtype: bfloat16 draws repeat a few thousand values and are slower.
+    # Drawn in float32 whatever the dtype: a narrow model is then the rounded wide one, and it is faster.
     drawn = torch.empty(min(_CHUNK, tensor.numel()), device=tensor.device)
     for part in tensor.view(-1).split(_CHUNK):
         part.copy_(drawn[: part.numel()].normal_(0, deviation, generator=generator))

@@ -171,7 +171,7 @@ def test_arguments_that_do_not_fit_are_named(changes: dict[str, Any], words: str
 
 def test_an_implementation_that_cannot_serve_is_refused() -> None:
     hidden, embedding = weights(3, 8, 64, torch.float64)
-    with pytest.raises(ConfigError, match="tiled.*float64"):
+    with pytest.raises(ConfigError, match=r"tiled.*float64"):
         read_vocab(hidden, embedding, impl="tiled", **ask(3, 64))
     with pytest.raises(ConfigError, match="unknown impl"):
         read_vocab(hidden, embedding, impl="fast", **ask(3, 64))  # type: ignore[arg-type]

@@ -1,6 +1,8 @@
 import random
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models
 
 from presswork.text.parsers import ToolCall, parse_tool_calls, split_reasoning
 from presswork.text.tokenizer import Tokenizer
@@ -39,6 +41,16 @@ def test_reasoning_is_what_channel_marks_enclose(
 def test_text_that_spells_a_channel_mark_is_not_one(gemma: Tokenizer) -> None:
     spelled = encode(gemma, "<|chan") + encode(gemma, "nel>thought\nhm<channel") + encode(gemma, "|>b")
     assert split_reasoning(spelled, gemma) == (None, spelled)
+
+
+def test_a_token_that_joins_the_channel_name_to_the_reasoning_is_kept_whole() -> None:
+    tokens = ["<|channel>", "<channel|>", "thought", "\n", "\n\n", "\nso", "b"]
+    library = tokenizers.Tokenizer(models.BPE(vocab={token: n for n, token in enumerate(tokens)}, merges=[]))
+    library.decoder = decoders.Fuse()
+    tokenizer = Tokenizer(library)
+    assert split_reasoning([0, 2, 5, 6, 1, 6], tokenizer) == ([2, 5, 6], [6])
+    assert split_reasoning([0, 2, 4, 6, 1, 6], tokenizer) == ([6], [6])
+    assert split_reasoning([0, 2, 3, 6, 1, 6], tokenizer) == ([6], [6])
 
 
 def test_without_channel_tokens_everything_is_answer(all_tokenizers: dict[str, Tokenizer]) -> None:

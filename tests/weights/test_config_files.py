@@ -204,7 +204,7 @@ def test_other_families_are_refused_with_the_accepted_ones(tmp_path: Path, model
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere does not exist"):
         read_config(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="has no config.json"):
+    with pytest.raises(CheckpointError, match=r"has no config.json"):
         read_config(tmp_path)
     for content, message in (("{", "not valid JSON"), ("[1]", "must hold a JSON object, got list"), ("\xff", "JSON")):
         (tmp_path / "config.json").write_text(content, encoding="latin-1")
@@ -271,7 +271,7 @@ def test_unset_and_foreign_generation_fields_are_left_out(tmp_path: Path) -> Non
 )
 def test_malformed_generation_fields_are_refused(tmp_path: Path, content: dict[str, Any]) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="generation_config.json"):
+    with pytest.raises(CheckpointError, match=r"generation_config.json"):
         read_generation_config(tmp_path)
 
 
@@ -284,6 +284,6 @@ def test_generation_settings_survive_a_round_trip(tmp_path: Path) -> None:
 
 
 def test_an_unknown_generation_setting_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown generation setting top_p.*accepted: max_new_tokens"):
+    with pytest.raises(ConfigError, match=r"unknown generation setting top_p.*accepted: max_new_tokens"):
         write_generation_config(tmp_path, {"top_p": 0.9})
     assert list(tmp_path.iterdir()) == []

@@ -89,9 +89,9 @@ def test_a_folder_is_itself_and_comes_before_the_hub(tmp_path: Path, monkeypatch
 
 
 def test_a_misspelt_embedded_name_gets_a_suggestion(assets: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="no model 'sodoku'; did you mean sudoku\\?.*molecules, sudoku"):
+    with pytest.raises(ModelNotFoundError, match=r"no model 'sodoku'; did you mean sudoku\?.*molecules, sudoku"):
         resolve("sodoku")
-    with pytest.raises(ModelNotFoundError, match="no model 'zzz'; accepted: an embedded model \\(molecules, sudoku\\)"):
+    with pytest.raises(ModelNotFoundError, match=r"no model 'zzz'; accepted: an embedded model \(molecules, sudoku\)"):
         resolve("zzz")
 
 
@@ -145,7 +145,7 @@ def test_another_architecture_is_refused_before_its_weights_are_fetched(fake: Fa
     with pytest.raises(CheckpointError, match="'llama' is not supported"):
         pull("acme/llama")
     assert fake.fetched == [("acme/llama", "config.json")]
-    with pytest.raises(CheckpointError, match="acme/data has no config.json on the Hub"):
+    with pytest.raises(CheckpointError, match=r"acme/data has no config.json on the Hub"):
         pull("acme/data")
 
 
@@ -156,7 +156,7 @@ def test_a_broken_download_is_neither_listed_nor_used_and_then_completed(
     broken = "model-00002-of-00003.safetensors"
     assert broken in fake.models["acme/tiny"]
     fake.broken_files.add(broken)
-    with pytest.raises(CheckpointError, match="could not fetch acme/tiny: .*; try again, finished files are kept"):
+    with pytest.raises(CheckpointError, match=r"could not fetch acme/tiny: .*; try again, finished files are kept"):
         pull("acme/tiny", progress=False)
     assert list_models() == []
     with pytest.raises(ModelNotFoundError, match="fetch it: presswork pull acme/tiny"):
@@ -190,7 +190,7 @@ def test_refusals_of_the_hub_are_one_line(
 
 def test_without_a_network_the_reason_is_given() -> None:
     with pytest.raises(
-        ModelNotFoundError, match="acme/x is not complete .* cannot be reached \\(.*refused.*\\)"
+        ModelNotFoundError, match=r"acme/x is not complete .* cannot be reached \(.*refused.*\)"
     ) as caught:
         pull("acme/x")
     assert "\n" not in str(caught.value)
@@ -198,7 +198,7 @@ def test_without_a_network_the_reason_is_given() -> None:
 
 def test_offline_mode_is_honoured_and_named(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelNotFoundError, match="acme/tiny is not complete .* and HF_HUB_OFFLINE is set; unset it"):
+    with pytest.raises(ModelNotFoundError, match=r"acme/tiny is not complete .* and HF_HUB_OFFLINE is set; unset it"):
         resolve("acme/tiny")
     assert fake.fetched == []
 

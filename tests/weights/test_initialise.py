@@ -1,7 +1,5 @@
 """New models: ones where the architecture starts at one, normal weights elsewhere, the same for the same seed."""
 
-import time
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ from presswork.testing import tiny_config
 from presswork.weights.initialise import empty_model, fill_normal, random_model
 from tests.weights.folders import assert_same_weights
 
-CONFIG = tiny_config(vocab_size=2000, hidden_size=64, initializer_range=0.05, tie_word_embeddings=False)
+CONFIG = tiny_config(vocab_size=2001, hidden_size=63, initializer_range=0.05, tie_word_embeddings=False)
 
 
 def test_norms_and_scales_are_one_and_all_else_is_normal() -> None:
@@ -59,11 +57,3 @@ def test_new_models_are_frozen_and_in_eval_mode() -> None:
         assert not model.training
         assert not any(parameter.requires_grad for parameter in model.parameters())
     assert model.dtype == model.encoder_scalars.dtype == torch.float16
-
-
-@pytest.mark.slow
-def test_sixty_million_weights_take_a_second_or_two() -> None:
-    config = tiny_config(vocab_size=200_000, hidden_size=300)
-    start = time.monotonic()
-    random_model(config, dtype=torch.bfloat16)
-    assert time.monotonic() - start < 5

@@ -85,6 +85,14 @@ def test_shards_load_like_one_file(tmp_path: Path, model: Transformer, tensors: 
     assert_same_weights(load_model(write_shards(tmp_path, model.config, parts)), model)
 
 
+def test_the_single_file_wins_over_an_index_as_upstream(
+    tmp_path: Path, model: Transformer, tensors: dict[str, Tensor]
+) -> None:
+    other = {name: tensor + 1 for name, tensor in tensors.items()}
+    write_shards(tmp_path, model.config, {"model-00001-of-00001.safetensors": other})
+    assert_same_weights(load_model(write_folder(tmp_path, model.config, tensors)), model)
+
+
 def test_a_full_state_dict_with_aliases_loads(tmp_path: Path, model: Transformer, tensors: dict[str, Tensor]) -> None:
     assert_same_weights(load_model(write_folder(tmp_path, model.config, _aliases(tensors))), model)
 
@@ -183,7 +191,7 @@ def test_mixed_dtypes_become_the_embeddings(tmp_path: Path, model: Transformer, 
 def test_a_wanted_dtype_is_honoured(tmp_path: Path, model: Transformer, tensors: dict[str, Tensor]) -> None:
     folder = write_folder(tmp_path, model.config, tensors)
     assert_same_weights(load_model(folder, dtype=torch.bfloat16), fixture_model(model.config).bfloat16())
-    with pytest.raises(ConfigError, match="got torch.int8"):
+    with pytest.raises(ConfigError, match=r"got torch.int8"):
         load_model(folder, dtype=torch.int8)
 
 

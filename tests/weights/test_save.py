@@ -101,7 +101,7 @@ def test_a_diverged_model_does_not_replace_a_good_one(tmp_path: Path) -> None:
     save_model(good, tmp_path)
     bad = fixture_model()
     bad.decoder.norm[3] = torch.nan
-    with pytest.raises(CheckpointError, match="not saved to .*: model.decoder.norm.weight holds NaN"):
+    with pytest.raises(CheckpointError, match=r"not saved to .*: model.decoder.norm.weight holds NaN"):
         save_model(bad, tmp_path)
     assert_same_weights(load_model(tmp_path), good)
 
@@ -111,7 +111,7 @@ def test_a_save_that_fails_early_changes_nothing(tmp_path: Path) -> None:
     save_model(good, tmp_path / "model")
     before = _files(tmp_path / "model")
     other = random_model(fixture_config())
-    with pytest.raises(CheckpointError, match="nowhere.*the files there are unchanged"):
+    with pytest.raises(CheckpointError, match=r"nowhere.*the files there are unchanged"):
         save_model(other, tmp_path / "model", extra=[tmp_path / "nowhere"])
     with pytest.raises(ConfigError, match="top_p"):
         save_model(other, tmp_path / "model", generation_config={"top_p": 1})
@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path, max_shard_bytes: float
     good, other = fixture_model(config), random_model(config)
     save_model(good, tmp_path / "model")
     before = _files(tmp_path / "model")
-    full = pytest.raises(CheckpointError, match="File too large.*the files there are unchanged")
+    full = pytest.raises(CheckpointError, match=r"File too large.*the files there are unchanged")
     with full, _largest_file(300_000):
         save_model(other, tmp_path / "model", max_shard_bytes=max_shard_bytes)
     assert _files(tmp_path / "model") == before
@@ -147,9 +147,9 @@ def test_a_full_disk_leaves_the_old_files(tmp_path: Path, max_shard_bytes: float
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="cannot save to .*file/model: .*; the files there are unchanged"):
+    with pytest.raises(CheckpointError, match=r"cannot save to .*file/model: .*; the files there are unchanged"):
         save_model(fixture_model(), tmp_path / "file" / "model")
-    with pytest.raises(CheckpointError, match="cannot save to .*file: "):
+    with pytest.raises(CheckpointError, match=r"cannot save to .*file: "):
         save_model(fixture_model(), tmp_path / "file")
     assert (tmp_path / "file").read_text() == ""
 

@@ -235,7 +235,9 @@ def _turn_square(typing_context, source, target):
 
     def generate(context, builder, signature, args):
         vector = ir.VectorType(ir.IntType(16), 16)
-        arrays = [context.make_array(kind)(context, builder, arg) for kind, arg in zip(signature.args, args)]
+        arrays = [
+            context.make_array(kind)(context, builder, arg) for kind, arg in zip(signature.args, args, strict=True)
+        ]
 
         def line(array, k):
             stride = cgutils.unpack_tuple(builder, array.strides)[0]
@@ -273,6 +275,39 @@ def _transpose_compiled(source, first_column, width, target):
     return transpose
 
 
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+def _is_hopeless(product, inverse_cap, scale, best_so_far):
+    """Whether even the largest product of a tile leaves nothing that float32 could add to the row's mass."""
+    z = scale * product if inverse_cap == _F(0) else scale * _tanh(product * inverse_cap)
+    return z < best_so_far + HOPELESS
+
+
+@njit(nogil=True, cache=True)
+def _find(z, width, value):
+    j = 0
+    while j < width - 1 and z[j] != value:
+        j += 1
+    return j
+
+
+@njit(nogil=True, cache=True)
+def _choose(z, first, width, token_ids, chosen):
+    for c in range(len(token_ids)):
+        if first <= token_ids[c] < first + width:
+            chosen[c] = z[token_ids[c] - first]
+
+
+@njit(nogil=True, cache=True)
+def _sum_cells(e, width, cells):
+    """Fill in the mass of each cell; returns that of the tile."""
+    total = 0.0
+    for start in range(0, width, CELL):
+        mass = _sum(e[start : min(start + CELL, width)])
+        cells[start // CELL] = mass
+        total += mass
+    return total
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def read_tile(
     tall, products, width, first, inverse_cap, scale, best_so_far, kept_so_far, row_edits, edit_starts, edit_ids,
@@ -286,51 +321,34 @@ def read_tile(
     Writes per row: cells (masses relative to top), top, mass, moment, best (id of a new largest z, or -1), finite (only
     to False), chosen, the candidate heap; and probs_row, the row each line of probs belongs to.
     """
-    filled = 0
-    first_cell = first // CELL
+    filled, is_tall = 0, len(tall) > 0
     for i in range(len(top)):
-        top[i], mass[i], moment[i], best[i], heap_count[i] = -np.inf, 0.0, 0.0, -1, 0
-        if len(tall) > 0 and i % TURNED == 0:
+        top[i], mass[i], moment[i], best[i], heap_count[i] = best_so_far[i], 0.0, 0.0, -1, 0
+        if is_tall and i % TURNED == 0:
             _transpose(tall, i, width, products)
-        row = products[i % TURNED if len(tall) > 0 else i]
+        row = products[i % TURNED if is_tall else i]
         largest, broken = _extremes(row, width)
         if broken:
             finite[i] = False
             continue
         group = row_edits[i]
-        # A row with edits, candidates or chosen ids needs every z; others may leave early when nothing here can count.
-        plain = group < 0 and limits[i] == 0 and token_ids.shape[1] == 0
-        if plain:
-            estimate = largest * scale[i]
-            if inverse_cap != _F(0):
-                estimate = scale[i] * _tanh(largest * inverse_cap)
-            if estimate < best_so_far[i] + HOPELESS:
-                top[i] = best_so_far[i]
-                continue
+        needs_every_z = group >= 0 or limits[i] > 0 or token_ids.shape[1] > 0
+        if not needs_every_z and _is_hopeless(largest, inverse_cap, scale[i], best_so_far[i]):
+            continue
         _scaled_logits(row, width, inverse_cap, scale[i], z)
         if group >= 0:
             begin, end = edit_starts[group], edit_starts[group + 1]
             _edit(z, first, width, edit_ids[begin:end], edit_factors[begin:end])
-        for c in range(token_ids.shape[1]):
-            j = token_ids[i, c] - first
-            if 0 <= j < width:
-                chosen[i, c] = z[j]
+        _choose(z, first, width, token_ids[i], chosen[i])
         if limits[i] > 0:
             heap_count[i] = _scan_candidates(z, width, first, kept_so_far[i], heap_z[i], heap_id[i], limits[i])
         largest = _largest(z, width)
         if largest > best_so_far[i]:
-            j = 0
-            while j < width - 1 and z[j] != largest:
-                j += 1
-            best[i] = first + j
-        top[i] = max(largest, best_so_far[i])
-        if largest == -np.inf or largest < best_so_far[i] + HOPELESS:
+            top[i], best[i] = largest, first + _find(z, width, largest)
+        elif largest < best_so_far[i] + HOPELESS or largest == -np.inf:
             continue
         moment[i] = _exponentials(z, width, top[i])
-        for start in range(0, width, CELL):
-            cell_mass = _sum(z[start : min(start + CELL, width)])
-            cells[i, first_cell + start // CELL] = cell_mass
-            mass[i] += cell_mass
+        mass[i] = _sum_cells(z, width, cells[i, first // CELL :])
         if soft_rows[i] and mass[i] > NEGLIGIBLE:
             _store(z, width, probs[filled])
             probs_row[filled] = i

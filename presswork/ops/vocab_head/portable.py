@@ -1,4 +1,4 @@
-"""The sweep of tiled.py in torch alone, for any device and number format. N rows, T tile, V vocab, C cell, K candidates."""
+"""The sweep of tiled.py in torch alone, for any device and number format. N rows, T tile, V vocab, C cells."""
 
 import torch
 from jaxtyping import Float, Int

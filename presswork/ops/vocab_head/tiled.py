@@ -220,10 +220,10 @@ class _Sweep:
         width = min(TILE, self.vocab - first)
         self._multiply(self.embedding[first : first + width], space)
         space.filled = kernels.read_tile(
-            _bits(space.tall), _bits(space.products), width, first, self.inverse_cap, self.scale, best_so_far, kept_so_far,
-            *self.edits, self.token_ids, self.soft_rows, self.limits, space.z, self.cells, self.tile_tops[tile],
-            self.tile_masses[tile], space.moment, space.best, self.finite, self.chosen, space.heap_z, space.heap_id,
-            space.heap_count, _bits(space.probs), space.probs_row,
+            _bits(space.tall), _bits(space.products), width, first, self.inverse_cap, self.scale, best_so_far,
+            kept_so_far, *self.edits, self.token_ids, self.soft_rows, self.limits, space.z, self.cells,
+            self.tile_tops[tile], self.tile_masses[tile], space.moment, space.best, self.finite, self.chosen,
+            space.heap_z, space.heap_id, space.heap_count, _bits(space.probs), space.probs_row,
         )  # fmt: skip
         if space.filled:
             # Few distinct heights, because the matmul library prepares a kernel for each.

@@ -137,8 +137,7 @@ def _settle(units, empties, values, num, banned_cell, banned_bit, once, twice):
             at += 1
         if num == 0:
             return 0, 0, _ALL
-        if num < num_before:
-            continue  # the counts above mixed states; singles are cheap to look for again
+        # Cells filled above leave some counts too high, which can only hide a single until the next pass.
         any_hidden = _NO_BITS
         for unit in range(27):
             if units[unit] & ~once[unit] != 0:
@@ -146,7 +145,9 @@ def _settle(units, empties, values, num, banned_cell, banned_bit, once, twice):
             once[unit] &= ~twice[unit]
             any_hidden |= once[unit]
         if any_hidden == 0:
-            return num, best_cell, best_bits
+            if num == num_before:
+                return num, best_cell, best_bits
+            continue
         at = 0
         while at < num:
             cell = np.int64(empties[at])

@@ -1,0 +1,60 @@
+"""The asyncio facade: same events, cancellation, clean end."""
+
+import asyncio
+
+import pytest
+
+from presswork.engine.aio import AsyncEngine
+from presswork.engine.engine import Engine
+from presswork.engine.events import Done, Draft
+from presswork.errors import RequestError
+from tests.engine.conftest import prompt_ids
+
+
+def test_concurrent_requests_equal_the_sync_engine(confident_model):
+    async def main() -> list[list[int]]:
+        engine = AsyncEngine(Engine(confident_model))
+        replies = await asyncio.gather(
+            *(engine.generate(prompt_token_ids=prompt_ids(5 + n, n), max_tokens=12, seed=n) for n in range(6))
+        )
+        await engine.aclose()
+        return [reply.token_ids for reply in replies]
+
+    sync = Engine(confident_model)
+    expected = [
+        sync.generate(prompt_token_ids=prompt_ids(5 + n, n), max_tokens=12, seed=n).token_ids for n in range(6)
+    ]
+    assert asyncio.run(main()) == expected
+
+
+def test_leaving_a_stream_cancels_the_request(confident_model):
+    async def main() -> int:
+        facade = AsyncEngine(Engine(confident_model))
+        stream = facade.stream(prompt_ids(9, 1), facade.engine.defaults.changed(max_tokens=400), drafts=True)
+        async for event in stream:
+            assert isinstance(event, Draft)
+            break
+        await stream.aclose()
+        for _ in range(500):
+            if not facade.engine.num_running:
+                break
+            await asyncio.sleep(0.01)
+        running = facade.engine.num_running
+        await facade.aclose()
+        return running
+
+    assert asyncio.run(main()) == 0
+
+
+def test_errors_reach_the_caller(confident_model):
+    async def main() -> None:
+        facade = AsyncEngine(Engine(confident_model))
+        try:
+            with pytest.raises(RequestError, match="token id 99"):
+                await facade.generate(prompt_token_ids=[99], max_tokens=4)
+            events = [event async for event in facade.stream(prompt_ids(5, 1), facade.engine.defaults.changed(max_tokens=4))]
+            assert isinstance(events[-1], Done)
+        finally:
+            await facade.aclose()
+
+    asyncio.run(main())

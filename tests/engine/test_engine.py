@@ -1,0 +1,282 @@
+"""The engine end to end on the fixture model: exact lengths, equality of solo and crowded runs, events, failures."""
+
+import threading
+
+import pytest
+import torch
+
+from presswork.engine.engine import Engine, EngineConfig
+from presswork.engine.events import Commit, Done, Draft
+from presswork.errors import EngineClosedError, NonFiniteError, QueueFullError, RequestError, UnsupportedError
+from presswork.testing import fixture_model, full_logits, run_segment
+from tests.engine.conftest import prompt_ids
+
+MIXED = [
+    dict(ids=prompt_ids(1, 1), max_tokens=5, seed=1),
+    dict(ids=prompt_ids(4, 2), max_tokens=17, seed=2, max_denoising_steps=9),
+    dict(ids=prompt_ids(5, 3), max_tokens=24, seed=3, entropy_bound=1.0, confidence_threshold=1.0),
+    dict(ids=prompt_ids(13, 4), max_tokens=9, seed=4, mode="ar"),
+    dict(ids=prompt_ids(30, 5), max_tokens=16, seed=5, accept_threshold=0.6),
+    dict(ids=prompt_ids(7, 6), max_tokens=8, seed=6, top_k=3),
+    dict(ids=prompt_ids(6, 7), max_tokens=20, seed=7, mode="ar", repetition_penalty=1.3, top_p=0.9),
+    dict(ids=prompt_ids(19, 8), max_tokens=12, seed=8, canvas_length=5, temperature=0.0),
+]
+
+
+def start(engine: Engine, case: dict):
+    params = {key: value for key, value in case.items() if key != "ids"}
+    return engine.submit(case["ids"], engine.defaults.changed(ignore_eos=True, **params))
+
+
+def finish(engine: Engine, request) -> list[int]:
+    return [event.reply.token_ids for event in engine.events(request) if isinstance(event, Done)][0]
+
+
+@pytest.fixture(scope="module")
+def solo_tokens(confident_model):
+    return [finish(engine, start(engine, case)) for case in MIXED for engine in (Engine(confident_model),)]
+
+
+@pytest.mark.parametrize("num", [1, 7, 8, 9, 24, 25])
+@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+def test_max_tokens_is_exact(engine, num, mode):
+    reply = engine.generate(prompt_token_ids=prompt_ids(7, 1), max_tokens=num, ignore_eos=True, mode=mode)
+    assert len(reply.token_ids) == num == reply.usage.completion_tokens
+    assert reply.finish_reason == "length"
+
+
+def test_a_crowd_changes_nothing(confident_model, solo_tokens):
+    engine = Engine(confident_model)
+    requests = [start(engine, case) for case in MIXED]
+    assert [finish(engine, request) for request in requests] == solo_tokens
+
+
+def test_late_arrivals_change_nothing(confident_model, solo_tokens):
+    engine = Engine(confident_model)
+    requests = []
+    for case in MIXED:
+        requests.append(start(engine, case))
+        engine.step()
+        engine.step()
+    assert [finish(engine, request) for request in requests] == solo_tokens
+
+
+def test_the_prefix_cache_changes_nothing(confident_model, solo_tokens):
+    engine = Engine(confident_model)
+    first = [finish(engine, start(engine, case)) for case in MIXED]
+    again = [finish(engine, start(engine, case)) for case in MIXED]
+    assert first == again == solo_tokens
+    assert engine.prefix.num_hits >= len(MIXED)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_prefill_chunks_change_nothing(confident_model, solo_tokens, chunk):
+    engine = Engine(confident_model, config=EngineConfig(prefill_chunk=chunk))
+    assert [finish(engine, start(engine, case)) for case in MIXED] == solo_tokens
+
+
+def test_few_rows_a_pass_and_few_running_change_nothing(confident_model, solo_tokens):
+    engine = Engine(confident_model, config=EngineConfig(max_rows=9, max_running=3, prefix_cache_bytes=0))
+    requests = [start(engine, case) for case in MIXED]
+    assert [finish(engine, request) for request in requests] == solo_tokens
+
+
+def test_seeds_differ_and_repeat(engine):
+    ask = dict(prompt_token_ids=prompt_ids(7, 1), max_tokens=16, ignore_eos=True, entropy_bound=1.0)
+    one, two, again = (engine.generate(seed=seed, **ask).token_ids for seed in (1, 2, 1))
+    assert one == again != two
+
+
+def test_finished_canvases_leave_at_once(confident_model):
+    """A request that converges early ends while a slow one is still on its first canvas: no lockstep."""
+    engine = Engine(confident_model)
+    slow = engine.submit(
+        prompt_ids(7, 1), engine.defaults.changed(max_tokens=8, stability_threshold=None, ignore_eos=True)
+    )
+    fast = engine.submit(prompt_ids(7, 9), engine.defaults.changed(max_tokens=8, max_denoising_steps=2, ignore_eos=True))
+    while not fast.ended:
+        engine.step()
+    assert not slow.ended and slow.num_denoise_steps == 2
+    assert len(finish(engine, slow)) == 8
+
+
+def test_the_last_canvas_is_not_committed(engine):
+    request = engine.submit(prompt_ids(7, 1), engine.defaults.changed(max_tokens=16, ignore_eos=True))
+    lengths = []
+    while not request.ended:
+        engine.step()
+        if request.cache is not None:
+            lengths.append(request.cache.length)
+    assert max(lengths) == 7 + 8
+    assert request.num_passes == request.num_denoise_steps, "prefill and commits ride with denoise steps"
+
+
+def test_automatic_canvas_length_shrinks_to_what_is_left(engine):
+    request = engine.submit(
+        prompt_ids(7, 1), engine.defaults.changed(max_tokens=11, max_denoising_steps=2, ignore_eos=True), wants_drafts=True
+    )
+    drafts = [event for event in engine.events(request) if isinstance(event, Draft)]
+    assert [len(draft.token_ids) for draft in drafts] == [8, 8, 3, 3]
+
+
+def test_events_come_in_order_and_end_once(engine):
+    events = list(engine.stream(prompt_token_ids=prompt_ids(7, 1), max_tokens=16, ignore_eos=True, drafts=True))
+    assert isinstance(events[-1], Done) and sum(isinstance(event, Done) for event in events) == 1
+    commits = [event for event in events if isinstance(event, Commit)]
+    assert [token for commit in commits for token in commit.token_ids] == events[-1].reply.token_ids
+    for commit in commits:
+        own = [event for event in events if isinstance(event, Draft) and event.canvas_index == commit.canvas_index]
+        assert [draft.step for draft in own] == list(range(1, commit.num_steps + 1))
+        assert own[-1].token_ids[: len(commit.token_ids)] == commit.token_ids
+
+
+def test_end_tokens_end_and_min_tokens_holds_them_off(confident_model):
+    ask = dict(prompt_token_ids=prompt_ids(7, 1), max_tokens=40, seed=0)
+    engine = Engine(confident_model, generation_config={"eos_token_id": [39, 1, 16]})
+    plain = engine.generate(**ask)
+    assert plain.finish_reason == "stop" and plain.token_ids[-1] in (39, 1, 16)
+    assert not set(plain.token_ids[:-1]) & {39, 1, 16}
+    for mode in ("diffusion", "ar"):
+        late = engine.generate(min_tokens=12, mode=mode, **ask)
+        assert not set(late.token_ids[:12]) & {39, 1, 16}
+    assert engine.generate(ignore_eos=True, **ask).finish_reason == "length"
+
+
+def test_cancel_frees_everything(engine):
+    requests = [engine.submit(prompt_ids(9, n), engine.defaults.changed(max_tokens=64)) for n in range(4)]
+    engine.step()
+    for request in requests:
+        engine.cancel(request)
+    assert engine.num_running == engine.num_waiting == 0
+    assert all(request.cache is None and request.canvas is None for request in requests)
+    assert [event.reply.finish_reason for event in engine.events(requests[0]) if isinstance(event, Done)] == ["cancelled"]
+
+
+def test_closing_a_stream_cancels(engine):
+    stream = engine.stream(prompt_token_ids=prompt_ids(9, 1), max_tokens=64, drafts=True)
+    next(stream)
+    stream.close()
+    assert engine.num_running == 0
+
+
+def test_the_queue_is_bounded(confident_model):
+    engine = Engine(confident_model, config=EngineConfig(max_waiting=2, max_running=1))
+    requests = [engine.submit(prompt_ids(3, n)) for n in range(2)]
+    with pytest.raises(QueueFullError, match="max_waiting is 2"):
+        engine.submit(prompt_ids(3, 3))
+    for request in requests:
+        engine.cancel(request)
+    engine.submit(prompt_ids(3, 4))
+
+
+def test_non_finite_logits_fail_that_request_alone():
+    model = fixture_model(peak=6.0, width=2.0)
+    model.decoder.embedding[5] = float("nan")
+    engine = Engine(model)
+    # Canvas noise may draw token 5 too, so the healthy request runs causally, away from it.
+    model.decoder.embedding[5, 1:] = 0.1
+    sick = engine.submit([7, 5, 9], engine.defaults.changed(max_tokens=8))
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        finish(engine, sick)
+    assert engine.num_running == 0
+
+
+def test_logprobs_match_the_model_at_the_committing_step(confident_model):
+    engine = Engine(confident_model)
+    reply = engine.generate(
+        prompt_token_ids=prompt_ids(7, 1), max_tokens=8, max_denoising_steps=1, logprobs=3, ignore_eos=True, seed=3
+    )
+    request_noise = engine.submit(prompt_ids(7, 1), engine.defaults.changed(seed=3)).noise
+    canvas = request_noise.initial_canvas(0, 8, 64).tolist()
+    expected = torch.log_softmax(engine.canvas_logits(prompt_ids(7, 1), canvas), -1)
+    assert reply.logprobs is not None and len(reply.logprobs) == 8
+    for position, entry in enumerate(reply.logprobs):
+        assert entry.token_id == int(expected[position].argmax()) == reply.token_ids[position]
+        assert entry.logprob == pytest.approx(float(expected[position].max()), abs=1e-5)
+        assert [token for token, _ in entry.top] == expected[position].topk(3).indices.tolist()
+        assert entry.num_steps == entry.settled_step == 1
+
+
+def test_score_is_the_causal_likelihood(confident_model, engine):
+    from presswork.cache.contiguous import SequenceCache
+
+    prompt, completion = prompt_ids(9, 1), prompt_ids(5, 2)
+    ids = torch.tensor(prompt + completion)
+    hidden = run_segment(
+        confident_model, confident_model.embed_prompt(ids), SequenceCache(confident_model.config), is_canvas=False
+    )
+    expected = torch.log_softmax(full_logits(confident_model, hidden), -1)[8:13].gather(1, ids[9:, None])[:, 0]
+    assert engine.score(prompt, completion) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_ar_tokens_follow_the_causal_distribution(engine):
+    """Greedy ar decoding picks, at every position, the token that score calls most likely."""
+    prompt = prompt_ids(7, 3)
+    reply = engine.generate(prompt_token_ids=prompt, mode="ar", max_tokens=3, temperature=0.0, ignore_eos=True)
+    for count in range(3):
+        before = prompt + reply.token_ids[:count]
+        chosen = engine.score(before, [reply.token_ids[count]])[0]
+        assert all(engine.score(before, [token])[0] <= chosen + 1e-5 for token in range(0, 64, 3))
+
+
+def test_threads_share_the_engine(confident_model, solo_tokens):
+    engine = Engine(confident_model)
+    found: dict[int, list[int]] = {}
+
+    def work(number: int) -> None:
+        found[number] = finish(engine, start(engine, MIXED[number]))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(MIXED))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[n] for n in range(len(MIXED))] == solo_tokens
+
+
+def test_a_closed_engine_refuses(confident_model):
+    engine = Engine(confident_model)
+    request = engine.submit(prompt_ids(5, 1))
+    engine.close()
+    with pytest.raises(EngineClosedError):
+        list(engine.events(request))
+    with pytest.raises(EngineClosedError):
+        engine.submit(prompt_ids(5, 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(), "give either a prompt"),
+        (dict(prompt_token_ids=[1, 64]), "token id 64 at position 1 is not an integer in 0..63"),
+        (dict(prompt_token_ids=[1], max_tokens=0), "max_tokens must be an integer of at least 1"),
+        (dict(prompt_token_ids=[1], max_tokens=10**6), "leave 511 of the context of 512"),
+        (dict(prompt_token_ids=[1] * 512), "shorten the prompt"),
+        (dict(prompt_token_ids=[], mode="ar"), "at least one prompt token"),
+        (dict(prompt_token_ids=[1], mode="causal"), "'diffusion' or 'ar'"),
+        (dict(prompt_token_ids=[1], temprature=1), "unknown sampling parameter 'temprature'"),
+        (dict(prompt_token_ids=[1], temperature=-1), "temperature must be a number"),
+        (dict(prompt_token_ids=[1], top_p=0), "top_p must be a number"),
+        (dict(prompt_token_ids=[1], seed=-1), "seed must be an integer"),
+        (dict(prompt_token_ids=[1], t_min=0.9), "t_min must lie in"),
+        (dict(prompt_token_ids=[1], entropy_bound=0), "entropy_bound must be above 0"),
+        (dict(prompt_token_ids=[1], stop=""), "stop must be one or more non-empty strings"),
+        (dict(prompt_token_ids=[1], min_tokens=9, max_tokens=8), "must not exceed max_tokens"),
+    ],
+)
+def test_bad_requests_say_what_is_wrong(engine, arguments, message):
+    with pytest.raises(RequestError, match=message.replace("(", r"\(")):
+        engine.generate(**arguments)
+
+
+def test_text_needs_a_tokenizer(engine):
+    with pytest.raises(UnsupportedError, match="has no tokenizer"):
+        engine.generate("hello")
+    with pytest.raises(UnsupportedError, match="stop strings need a tokenizer"):
+        engine.generate(prompt_token_ids=[1], stop="x")
+    with pytest.raises(UnsupportedError, match="no chat template"):
+        engine.chat([{"role": "user", "content": "hello"}])
+
+
+def test_an_empty_prompt_is_fine_in_diffusion_mode(engine):
+    assert len(engine.generate(prompt_token_ids=[], max_tokens=9, ignore_eos=True).token_ids) == 9
