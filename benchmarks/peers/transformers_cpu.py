@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -146,12 +145,15 @@ def measure_memory(folder: Path, config: ModelConfig) -> dict[str, float]:
 
 def report_memory(folder: Path) -> None:
     """Body of the memory process: prints its marks as JSON."""
-    import numba  # noqa: F401  (part of what importing takes)
-
-    imports = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 * 1.024
+    imports = high_water_mb()
     presswork_runner(folder, 2)()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 * 1.024
-    print(json.dumps({"imports_mb": imports, "peak_mb": peak}))
+    print(json.dumps({"imports_mb": imports, "peak_mb": high_water_mb()}))
+
+
+def high_water_mb() -> float:
+    """Most resident memory this process ever had."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def hardware() -> dict[str, Any]:
@@ -172,15 +174,18 @@ def commit() -> str:
 def main() -> None:
     """Parse arguments, run the sizes asked for, write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sizes", nargs="*", choices=[*SIZES, []], default=list(SIZES))
+    parser.add_argument("sizes", nargs="*", metavar="SIZE", help=f"of {', '.join(SIZES)}; all by default")
     parser.add_argument("--runs", type=int, default=3, help="counted runs of each engine, alternated, after one warm-up")
     parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
         report_memory(arguments.memory)
         return
+    unknown = sorted(set(arguments.sizes) - set(SIZES))
+    if unknown:
+        parser.error(f"unknown size {unknown[0]!r}; known: {', '.join(SIZES)}")
     RESULTS.mkdir(exist_ok=True)
-    for name in arguments.sizes:
+    for name in arguments.sizes or SIZES:
         with tempfile.TemporaryDirectory() as scratch:
             result = compare(name, arguments.runs, Path(scratch))
         result |= {"hardware": hardware(), "commit": commit(), "command": " ".join(sys.argv)}

@@ -15,7 +15,8 @@ from presswork.text.tokenizer import Tokenizer
 
 # What foreign template code may raise while it runs: jinja2's own errors and those of Python's operators.
 _RENDER_FAULTS = (
-    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError, MemoryError,
+    jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError,
+    MemoryError,
 )  # fmt: skip
 _COMPILE_FAULTS = (jinja2.TemplateError, SyntaxError, RecursionError, ValueError, OverflowError)
 _UNSUPPORTED_PARTS = ("image", "audio", "video", "file", "document")
@@ -95,8 +96,8 @@ class ChatTemplate:
         if tools is not None and not (_is_list(tools) and all(isinstance(tool, Mapping) for tool in tools)):
             raise RequestError("tools: expected a list of function declarations (objects); check the request")
         values = {
-            "documents": None, **self._special_tokens, **variables, "messages": checked, "tools": list(tools or []) or None,
-            "add_generation_prompt": add_generation_prompt,
+            "documents": None, **self._special_tokens, **variables, "messages": checked,
+            "tools": list(tools or []) or None, "add_generation_prompt": add_generation_prompt,
         }  # fmt: skip
         template = self._templates.get("tool_use" if tools else "default", self._templates["default"])
         try:

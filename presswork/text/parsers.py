@@ -3,7 +3,9 @@ r"""What a reply's token ids hold besides its answer: reasoning channels and too
 Both are found by token id, so text that merely spells a mark is never mistaken for one.
 
     <|channel>thought\n REASONING <channel|> ANSWER
-    <|tool_call>call:NAME{key:VALUE,...}<tool_call|>     VALUE: <|"|>text<|"|>, true, false, null, 12, -0.5, [...], {...}
+    <|tool_call>call:NAME{key:VALUE,...}<tool_call|>
+
+where a VALUE is <|"|>text<|"|>, true, false, null, a number, [VALUE,...] or {key:VALUE,...}.
 """
 
 import re

@@ -115,8 +115,8 @@ class StopScanner:
     def push(self, text: str) -> tuple[str, str | None]:
         """Take more text.
 
-        Returns: The text that is safe to show, and the stop string once one is complete. Text from the stop string on is
-        dropped, in this push and all later ones.
+        Returns: The text that is safe to show, and the stop string once one is complete. Text from the stop string on
+        is dropped, in this push and all later ones.
         """
         if self._hit is not None:
             return "", self._hit
@@ -148,7 +148,7 @@ class StopScanner:
 
 
 def _borders(pattern: str) -> list[int]:
-    """For each prefix length, the length of its longest proper prefix that is also its suffix (Knuth, Morris, Pratt)."""
+    """For each prefix length, the length of its longest proper prefix that also ends it (Knuth, Morris, Pratt)."""
     borders = [0] * (len(pattern) + 1)
     length = 0
     for n in range(1, len(pattern)):

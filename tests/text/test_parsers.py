@@ -2,7 +2,7 @@ import random
 
 import pytest
 import tokenizers
-from tokenizers import decoders, models
+from tokenizers import decoders, models, pre_tokenizers
 
 from presswork.text.parsers import ToolCall, parse_tool_calls, split_reasoning
 from presswork.text.tokenizer import Tokenizer
@@ -73,7 +73,8 @@ def parse(tokenizer: Tokenizer, text: str) -> tuple[list[ToolCall], str]:
 def test_every_kind_of_value_is_read(all_tokenizers: dict[str, Tokenizer], kind: str) -> None:
     text = (
         '<|tool_call>call:get_weather{city:<|"|> São {Paulo}, [x]: 5<|"|>,days:3,dry:false,empty:<|"|><|"|>,'
-        'list:[1,-2.5,<|"|>a<|"|>,[],{}],none:null,obj:{<|"|>quoted key<|"|>:1e3,nested:{ok:true}}, spaced : 4 }<tool_call|>'
+        'list:[1,-2.5,<|"|>a<|"|>,[],{}],none:null,obj:{<|"|>quoted key<|"|>:1e3,nested:{ok:true}},'
+        " spaced : 4 }<tool_call|>"
     )
     calls, rest = parse(all_tokenizers[kind], text)
     assert rest == ""
@@ -90,6 +91,16 @@ def test_every_kind_of_value_is_read(all_tokenizers: dict[str, Tokenizer], kind:
     assert isinstance(calls[0].arguments["obj"]["quoted key"], float)
 
 
+def test_quotes_that_are_no_token_are_read_as_text() -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = tokenizers.Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(["<|tool_call>", "<tool_call|>"])
+    call = ToolCall(name="f", arguments={"a": "x, y", "b": 1})
+    assert parse(Tokenizer(library), '<|tool_call>call:f{a:<|"|>x, y<|"|>,b:1}<tool_call|>') == ([call], "")
+
+
 def test_calls_leave_the_surrounding_text(gemma: Tokenizer) -> None:
     calls, rest = parse(
         gemma, "Let me see.<|tool_call>call:a{}<tool_call|><|tool_call>call:b.c-d{x:1}<tool_call|> done"
@@ -101,8 +112,9 @@ def test_calls_leave_the_surrounding_text(gemma: Tokenizer) -> None:
 @pytest.mark.parametrize(
     "inside",
     [
-        "", "get_weather{}", "call:{}", "call:f", "call:f{", "call:f{}}", "call:f{} and more", "call:f{a}", "call:f{a:}",
-        "call:f{a:1,}", "call:f{,}", "call:f{a:word}", "call:f{a:01x}", "call:f{a:[1}", "call:f{a:1]}", "call:f{a:{b:1}",
+        "", "get_weather{}", "call:{}", "call:f", "call:f{", "call:f{}}", "call:f{} and more", "call:f{a}",
+        "call:f{a:}", "call:f{a:1,}", "call:f{,}", "call:f{a:word}", "call:f{a:01x}", "call:f{a:[1}", "call:f{a:1]}",
+        "call:f{a:{b:1}",
         'call:f{a:<|"|>open}', 'call:f{a:<|"|>x<|"|>y}', 'call:f{<|"|>a<|"|>}', "call:f{a:nan}", "call:f{a:--1}",
         "call:f{a:" + "9" * 5000 + "}", "call:f{a:" + "[" * 5000 + "]" * 5000 + "}",
     ],

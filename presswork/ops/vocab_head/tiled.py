@@ -215,6 +215,7 @@ class _Sweep:
         for tile in range(self.num_tiles - len(pending), self.num_tiles):
             self._merge(tile, pending.popleft().result())
 
+    @torch.inference_mode()  # the caller's mode does not reach other threads, and its buffers may need it
     def _read(self, tile: int, space: _Workspace, best_so_far: np.ndarray, kept_so_far: np.ndarray) -> _Workspace:
         first = tile * TILE
         width = min(TILE, self.vocab - first)
@@ -253,7 +254,7 @@ class _Sweep:
         sample = self.best.copy()
         if self.query.uniform is None:
             return sample
-        uniform = self.query.uniform.double().numpy()
+        uniform = self.query.uniform.double().contiguous().numpy()
         step = self.rows if submit is _run_now else -(-self.rows // LAG)
         shared = (
             _bits(self.hidden), _bits(self.embedding), self.inverse_cap, self.scale, *self.edits, uniform,

@@ -101,68 +101,92 @@ def load(search, puzzle):
 
 
 @kernel()
-def _settle(units, empties, values, num, banned_cell, banned_bit, once, twice):
-    """Fill in every naked and hidden single.
+def _place_naked(units, empties, values, num, banned_cell, banned_bit, once, twice):
+    """Fill in cells with one candidate, and note in once and twice the digits each unit's other cells can take.
 
-    Returns: cells left, the most constrained of them, and its candidates: none means a contradiction. Mutates all arrays.
+    Returns: cells left, the most constrained of them, and its candidates (none: a contradiction). Mutates all arrays.
     """
-    while True:
-        num_before = num
-        fewest, best_cell, best_bits = 10, 0, _NO_BITS
-        once[:] = _NO_BITS
-        twice[:] = _NO_BITS
-        at = 0
-        while at < num:
-            cell = np.int64(empties[at])
-            row, column, box = _ROW[cell], _COLUMN[cell], _BOX[cell]
-            bits = units[row] & units[column] & units[box]
-            if cell == banned_cell:
-                bits &= ~banned_bit
-            if bits & (bits - _ONE) == 0:
-                if bits == 0:
-                    return num, cell, _NO_BITS
-                _put(units, cell, bits)
-                values[cell] = _DIGIT[bits]
-                num -= 1
-                empties[at] = empties[num]
-                continue
-            if _NUM_BITS[bits] < fewest:
-                fewest, best_cell, best_bits = _NUM_BITS[bits], cell, bits
-            twice[row] |= once[row] & bits
-            once[row] |= bits
-            twice[column] |= once[column] & bits
-            once[column] |= bits
-            twice[box] |= once[box] & bits
-            once[box] |= bits
-            at += 1
-        if num == 0:
-            return 0, 0, _ALL
-        # Cells filled above leave some counts too high, which can only hide a single until the next pass.
-        any_hidden = _NO_BITS
-        for unit in range(27):
-            if units[unit] & ~once[unit] != 0:
-                return num, 0, _NO_BITS
-            once[unit] &= ~twice[unit]
-            any_hidden |= once[unit]
-        if any_hidden == 0:
-            if num == num_before:
-                return num, best_cell, best_bits
-            continue
-        at = 0
-        while at < num:
-            cell = np.int64(empties[at])
-            bits = (once[_ROW[cell]] | once[_COLUMN[cell]] | once[_BOX[cell]]) & _candidates(units, cell)
-            if cell == banned_cell:
-                bits &= ~banned_bit
+    fewest, best_cell, best_bits = 10, 0, _ALL
+    once[:] = _NO_BITS
+    twice[:] = _NO_BITS
+    at = 0
+    while at < num:
+        cell = np.int64(empties[at])
+        row, column, box = _ROW[cell], _COLUMN[cell], _BOX[cell]
+        bits = units[row] & units[column] & units[box]
+        if cell == banned_cell:
+            bits &= ~banned_bit
+        if bits & (bits - _ONE) == 0:
             if bits == 0:
-                at += 1
-                continue
-            if bits & (bits - _ONE) != 0:
                 return num, cell, _NO_BITS
             _put(units, cell, bits)
             values[cell] = _DIGIT[bits]
             num -= 1
             empties[at] = empties[num]
+            continue
+        if _NUM_BITS[bits] < fewest:
+            fewest, best_cell, best_bits = _NUM_BITS[bits], cell, bits
+        for unit in (row, column, box):
+            twice[unit] |= once[unit] & bits
+            once[unit] |= bits
+        at += 1
+    return num, best_cell, best_bits
+
+
+@kernel()
+def _find_hidden(units, once, twice):
+    """Leave in once the digits with a single place in their unit. Returns 1, 0 for none, -1 for a digit without place."""
+    any_bits = _NO_BITS
+    for unit in range(27):
+        if units[unit] & ~once[unit] != 0:
+            return -1
+        once[unit] &= ~twice[unit]
+        any_bits |= once[unit]
+    return 1 if any_bits != 0 else 0
+
+
+@kernel()
+def _place_hidden(units, empties, values, num, banned_cell, banned_bit, hidden):
+    """Fill in hidden singles. Returns the cells left, or -1 for a contradiction. Mutates all arrays but hidden."""
+    at = 0
+    while at < num:
+        cell = np.int64(empties[at])
+        bits = (hidden[_ROW[cell]] | hidden[_COLUMN[cell]] | hidden[_BOX[cell]]) & _candidates(units, cell)
+        if cell == banned_cell:
+            bits &= ~banned_bit
+        if bits == 0:
+            at += 1
+            continue
+        if bits & (bits - _ONE) != 0:
+            return -1
+        _put(units, cell, bits)
+        values[cell] = _DIGIT[bits]
+        num -= 1
+        empties[at] = empties[num]
+    return num
+
+
+@kernel()
+def _settle(units, empties, values, num, banned_cell, banned_bit, once, twice):
+    """Fill in every naked and hidden single.
+
+    Returns: cells left, the most constrained of them, and its candidates (none: a contradiction). Mutates all arrays.
+    """
+    while True:
+        num_before = num
+        num, best_cell, best_bits = _place_naked(
+            units, empties, values, num, banned_cell, banned_bit, once, twice
+        )
+        if num == 0 or best_bits == 0:
+            return num, best_cell, best_bits
+        # Cells filled after a count was taken leave it too high: that can hide a single until the next pass, no more.
+        outcome = _find_hidden(units, once, twice)
+        if outcome > 0:
+            num = _place_hidden(units, empties, values, num, banned_cell, banned_bit, once)
+        if outcome < 0 or num < 0:
+            return 81, best_cell, _NO_BITS
+        if num == num_before:
+            return num, best_cell, best_bits
 
 
 @kernel()

@@ -38,12 +38,10 @@ def vocabulary() -> list[str]:
 def encode_prompts(puzzles: Grids) -> Int64[np.ndarray, "N 92"]:
     """Prompt ids of puzzles; 0 is an empty cell."""
     grids = as_grids(puzzles)
-    prompts = np.full((len(grids), PROMPT_LENGTH), NEWLINE_ID, np.int64)
-    prompts[:, 0], prompts[:, -1] = BOS_ID, SOLVE_ID
-    lines = prompts[:, 1:-1].reshape(-1, 9, 10)
+    lines = np.full((len(grids), 9, 10), NEWLINE_ID, np.int64)
     lines[:, :, :9] = (CELL_ID + 10 * np.arange(81) + grids).reshape(-1, 9, 9)
-    # The slice may have been copied by reshape, so it is written back.
-    prompts[:, 1:-1] = lines.reshape(-1, 90)
+    prompts = np.empty((len(grids), PROMPT_LENGTH), np.int64)
+    prompts[:, 0], prompts[:, 1:-1], prompts[:, -1] = BOS_ID, lines.reshape(-1, 90), SOLVE_ID
     return prompts
 
 

@@ -1,0 +1,160 @@
+"""How many Sudoku puzzles a model solves, by denoising and one token at a time."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from presswork.engine.engine import Engine
+from presswork.engine.events import Reply
+from presswork.engine.params import Mode
+from presswork.errors import RequestError
+from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, DIGIT_ID, decode_solution, encode_prompts, read_puzzle
+from presswork.tasks.sudoku.generate import Cells, Clues, Grids, as_grids, count_solutions, generate, solve
+
+# Enough to keep passes full, and small against an engine's queue.
+_BATCH = 64
+
+
+def evaluate(
+    engine: Engine,
+    num: int,
+    clues: Clues,
+    seed: int,
+    *,
+    temperature: float | None = None,
+    with_ar: bool = True,
+    on_progress: Callable[[Mode, int], None] | None = None,
+) -> dict[str, Any]:
+    """Solve fresh puzzles, and say how it went.
+
+    Args:
+        num, clues, seed: what puzzles, as `generate` makes them; the seed is also the requests'.
+        temperature, with_ar, on_progress: as in `evaluate_puzzles`.
+    Returns: the keys of `evaluate_puzzles`, and clues.
+    """
+    if num < 1:
+        raise RequestError(f"num must be at least 1 puzzle, got {num}")
+    puzzles, solutions = generate(num, seed, clues)
+    report = evaluate_puzzles(
+        engine, puzzles, solutions, seed, temperature=temperature, with_ar=with_ar, on_progress=on_progress
+    )
+    return {"clues": str(clues), **report}
+
+
+def evaluate_puzzles(
+    engine: Engine,
+    puzzles: Grids,
+    solutions: Grids,
+    seed: int,
+    *,
+    temperature: float | None = None,
+    with_ar: bool = True,
+    on_progress: Callable[[Mode, int], None] | None = None,
+) -> dict[str, Any]:
+    """Solve given puzzles, such as those of `load_puzzles`.
+
+    Args:
+        temperature: of the diffusion requests; None is the checkpoint's. Autoregressive ones take the likeliest token.
+        with_ar: also solve them one token at a time. That comes second, so prefixes it finds cached favour it.
+        on_progress: called with the mode and the puzzles done in it after every batch.
+    Returns:
+        num, seed, and of diffusion: solved (fraction of puzzles), cells (fraction of all 81 N cells that are right, an
+        ill-formed grid's counted too), mean_steps (denoise steps a puzzle; for ar, tokens), tokens_per_s (delivered,
+        prefill included), wall_s; the same five under ar.
+    """
+    changes = {} if temperature is None else {"temperature": temperature}
+    report = {"num": len(puzzles), "seed": seed}
+    report |= _run(engine, puzzles, solutions, "diffusion", on_progress, seed=seed, **changes)
+    if with_ar:
+        report["ar"] = _run(engine, puzzles, solutions, "ar", on_progress, seed=seed, temperature=0.0)
+    return report
+
+
+def load_puzzles(path: str | Path) -> tuple[Grids, Grids]:
+    """Puzzles and solutions of a text file: a line is 81 cells, and optionally a comma or space and 81 solution digits.
+
+    Empty lines and lines that start with # are skipped; solutions that are not given are searched for.
+
+    Raises: RequestError naming the file and line for anything else, and for puzzles without exactly one solution.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: cannot be read ({error}); expected a text file, one puzzle a line") from error
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            try:
+                pairs.append(_read_pair(line))
+            except RequestError as error:
+                raise RequestError(f"{path}, line {number}: {error}") from error
+    if not pairs:
+        raise RequestError(f"{path}: no puzzles; expected one a line, 81 characters each")
+    return np.stack([puzzle for puzzle, _ in pairs]), np.stack([solution for _, solution in pairs])
+
+
+def is_solved(puzzle: Cells, cells: Cells) -> bool:
+    """Whether cells keep every clue and hold 1-9 once in each row, column and box."""
+    puzzle, grid = np.asarray(puzzle).reshape(81), np.asarray(cells).reshape(9, 9)
+    boxes = grid.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)
+    keeps_clues = ((puzzle == 0) | (puzzle == grid.reshape(81))).all()
+    return bool(keeps_clues) and all((np.sort(unit, axis=1) == np.arange(1, 10)).all() for unit in (grid, grid.T, boxes))
+
+
+def num_cells_right(token_ids: Sequence[int], solution: Cells) -> int:
+    """Cells that hold the solution's digit where it belongs, whatever stands elsewhere; missing tokens are wrong."""
+    canvas = np.zeros(CANVAS_LENGTH, np.int64)
+    given = np.asarray(token_ids, np.int64)[:CANVAS_LENGTH]
+    canvas[: len(given)] = given
+    return int((canvas.reshape(9, 10)[:, :9].reshape(81) == DIGIT_ID + solution.astype(np.int64)).sum())
+
+
+def _run(
+    engine: Engine, puzzles: Grids, solutions: Grids, mode: Mode,
+    on_progress: Callable[[Mode, int], None] | None, **params: Any,
+) -> dict[str, Any]:  # fmt: skip
+    prompts = encode_prompts(puzzles).tolist()
+    replies: list[Reply] = []
+    started = time.perf_counter()
+    for start in range(0, len(prompts), _BATCH):
+        batch = prompts[start : start + _BATCH]
+        replies += engine.generate(prompt_token_ids=batch, mode=mode, max_tokens=CANVAS_LENGTH, **params)
+        if on_progress is not None:
+            on_progress(mode, len(replies))
+    wall_s = time.perf_counter() - started
+    return _summary(puzzles, solutions, replies, wall_s, mode)
+
+
+def _summary(puzzles: Grids, solutions: Grids, replies: list[Reply], wall_s: float, mode: Mode) -> dict[str, Any]:
+    num = len(puzzles)
+    grids = [decode_solution(reply.token_ids) for reply in replies]
+    num_solved = sum(g is not None and is_solved(p, g) for p, g in zip(puzzles, grids, strict=True))
+    num_right = sum(num_cells_right(r.token_ids, s) for r, s in zip(replies, solutions, strict=True))
+    num_tokens = sum(len(reply.token_ids) for reply in replies)
+    num_steps = sum(reply.stats.num_denoise_steps for reply in replies) if mode == "diffusion" else num_tokens
+    return {
+        "solved": num_solved / num,
+        "cells": num_right / (81 * num),
+        "mean_steps": num_steps / num,
+        "tokens_per_s": num_tokens / wall_s,
+        "wall_s": wall_s,
+    }
+
+
+def _read_pair(line: str) -> tuple[Cells, Cells]:
+    fields = re.split(r"[,;\s]+", line.strip())
+    if len(fields) > 2:
+        raise RequestError(f"{len(fields)} fields, expected a puzzle and at most its solution")
+    puzzle = read_puzzle(fields[0])
+    num_solutions = count_solutions(puzzle, 2)
+    if num_solutions != 1:
+        raise RequestError(f"the puzzle has {'no' if num_solutions == 0 else 'several'} solutions, expected one")
+    solution = solve(puzzle)
+    assert solution is not None
+    if len(fields) == 2 and (read_puzzle(fields[1]) != solution).any():
+        raise RequestError("the second field is not the puzzle's solution")
+    return puzzle, as_grids(solution[None])[0]

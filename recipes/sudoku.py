@@ -1,0 +1,107 @@
+"""Trains the embedded `sudoku` model from nothing on a CPU.
+
+    python recipes/sudoku.py --out runs/sudoku
+
+A run goes on where it stopped when it is started again with the same folder. The finished model is in OUT/model; copy
+it to presswork/assets/sudoku to embed it.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from presswork.engine.engine import Engine
+from presswork.models.transformer import Transformer
+from presswork.tasks.sudoku.encoding import EOS_ID
+from presswork.tasks.sudoku.evaluate import evaluate
+from presswork.tasks.sudoku.generate import Clues
+from presswork.tasks.sudoku.tokenizer import build_tokenizer
+from presswork.tasks.sudoku.training import BatchConfig, PuzzleBatches, initialise, model_config
+from presswork.training.config import OptimizerConfig, TrainConfig
+from presswork.training.trainer import Trainer
+from presswork.weights.config_files import write_generation_config
+from presswork.weights.save import save_model
+
+GENERATION = {
+    "eos_token_id": [EOS_ID],
+    "pad_token_id": 0,
+    "max_denoising_steps": 48,
+    "entropy_bound": 0.1,
+    "t_min": 0.4,
+    "t_max": 0.8,
+    "stability_threshold": 1,
+    "confidence_threshold": 0.005,
+}
+EVALUATE_EVERY = 400
+
+
+def train_config(num_steps: int, *, compile_passes: bool) -> TrainConfig:
+    """AdamW at 1.5e-3 with a cosine, bfloat16 passes over float32 masters, averaged weights."""
+    return TrainConfig(
+        num_steps=num_steps,
+        optimizer=OptimizerConfig(peak_rate=1.5e-3, warmup_steps=min(150, num_steps)),
+        ema_decay=0.998,
+        compile=compile_passes,
+        checkpoint_every=100,
+        seed=0,
+    )
+
+
+def averaged_model(trainer: Trainer) -> Transformer:
+    """The averaged weights as a bfloat16 model for generation."""
+    model = Transformer(model_config()).requires_grad_(False).eval()
+    state = model.state_dict()
+    for name, value in trainer.averaged_weights().items():
+        state[name].copy_(value)
+    return model.to(torch.bfloat16)
+
+
+def solve_rates(trainer: Trainer) -> str:
+    """Solve rates of 64 fresh puzzles of either kind."""
+    engine = Engine(averaged_model(trainer), generation_config=GENERATION)
+    parts = []
+    for clues in (Clues((30, 45)), Clues()):
+        report = evaluate(engine, 64, clues, 998, with_ar=False)
+        parts.append(f"{clues}: {report['solved']:.3f} solved in {report['mean_steps']:.1f} steps")
+    return ", ".join(parts)
+
+
+def export(trainer: Trainer, folder: Path) -> None:
+    """Write the averaged weights with tokenizer, template and generation defaults."""
+    save_model(averaged_model(trainer), folder)
+    write_generation_config(folder, GENERATION)
+    build_tokenizer(folder)
+
+
+def main() -> None:
+    """Train, report, export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--steps", type=int, default=2600, help="optimizer steps")
+    parser.add_argument("--pool", type=int, default=120_000, help="minimal puzzles to draw from")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True,
+                        help="fuse passes with torch.compile; needs a C++ compiler")  # fmt: skip
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    model = Transformer(model_config())
+    initialise(model)
+    batches = PuzzleBatches(arguments.pool, 12345, BatchConfig(curriculum_steps=int(0.4 * arguments.steps)))
+    trainer = Trainer(model, batches, train_config(arguments.steps, compile_passes=arguments.compile), arguments.out)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns) as progress:
+        task = progress.add_task("training", total=arguments.steps, completed=trainer.next_step)
+        for report in trainer.run():
+            text = f"loss {report.diffusion:.4f}  right {report.canvas_accuracy:.4f}  {report.canvases_per_s:.0f}/s"
+            progress.update(task, completed=report.step + 1, description=text)
+            if (report.step + 1) % EVALUATE_EVERY == 0:
+                progress.console.print(f"step {report.step + 1}: {solve_rates(trainer)}")
+    export(trainer, arguments.out / "model")
+    print(f"wrote {arguments.out / 'model'}")
+
+
+if __name__ == "__main__":
+    main()
