@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from presswork.config import LayerConfig, LayerKind, ModelConfig
 from presswork.ops.gated_gelu import gated_gelu
+from presswork.ops.linear import linear
 from presswork.ops.moe import mix_experts, mix_experts_dense, route
-from presswork.ops.norm import residual_norm, rms_norm
+from presswork.ops.norm import join_branches, residual_norm, rms_norm
 from presswork.ops.qkv import split_norm_rope
 from presswork.ops.rope import rope_frequencies, rope_table
 
@@ -67,7 +68,7 @@ class GatedMLP(nn.Module):
         self.gate_up, self.down = _weight(2 * width, hidden_size), _weight(hidden_size, width)
 
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        return F.linear(gated_gelu(F.linear(x, self.gate_up)), self.down)
+        return linear(gated_gelu(linear(x, self.gate_up)), self.down)
 
 
 class Experts(nn.Module):
@@ -119,7 +120,7 @@ class TransformerLayer(nn.Module):
     ) -> tuple[Float[Tensor, "N H h"], Float[Tensor, "N n h"], Float[Tensor, "N n h"]]:
         """Queries, keys and values: everything before attention."""
         attention, eps = self.attention, self.eps
-        projected = F.linear(rms_norm(x, self.attention_norm, eps), attention.qkv)
+        projected = linear(rms_norm(x, self.attention_norm, eps), attention.qkv)
         return split_norm_rope(
             projected, attention.q_norm, attention.k_norm, cos, sin, attention.num_heads, attention.num_kv_heads, eps
         )
@@ -129,10 +130,12 @@ class TransformerLayer(nn.Module):
     ) -> Float[Tensor, "N D"]:
         """Everything after attention: output projection, dense MLP and experts side by side, layer scalar."""
         eps = self.eps
-        y = residual_norm(x, F.linear(mixed, self.attention.output), self.attention_output_norm, eps)
-        dense = rms_norm(self.mlp(rms_norm(y, self.mlp_norm, eps)), self.mlp_output_norm, eps)
-        sparse = rms_norm(self.experts(y, rms_norm(y, self.experts_norm, eps)), self.experts_output_norm, eps)
-        return residual_norm(y, dense + sparse, self.output_norm, eps, scale)
+        y = residual_norm(x, linear(mixed, self.attention.output), self.attention_output_norm, eps)
+        dense = self.mlp(rms_norm(y, self.mlp_norm, eps))
+        sparse = self.experts(y, rms_norm(y, self.experts_norm, eps))
+        return join_branches(
+            y, dense, self.mlp_output_norm, sparse, self.experts_output_norm, self.output_norm, eps, scale
+        )
 
 
 class Stack(nn.Module):

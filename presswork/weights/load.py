@@ -109,7 +109,9 @@ def _scan(folder: Path) -> dict[str, _Stored]:
 def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {one_line(error)}") from error
+    except (SafetensorError, ValueError) as error:
         with path.open("rb") as file:
             if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 raise CheckpointError(f"{path} is a Git LFS pointer, not weights; run git lfs pull there") from error

@@ -66,7 +66,7 @@ def test_the_prefix_cache_changes_nothing(confident_model, solo_tokens):
     first = [finish(engine, start(engine, case)) for case in MIXED]
     again = [finish(engine, start(engine, case)) for case in MIXED]
     assert first == again == solo_tokens
-    assert engine.prefix.num_hits >= len(MIXED)
+    assert engine.prefix.num_hits >= sum(case.get("mode") != "ar" for case in MIXED)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8])

@@ -14,6 +14,7 @@ from torch import Tensor
 from presswork.errors import CheckpointError, ConfigError
 from presswork.models.transformer import Transformer
 from presswork.testing import fixture_model, tiny_config
+from presswork.weights import load
 from presswork.weights.initialise import random_model
 from presswork.weights.load import is_finite, load_model
 from presswork.weights.names import DECODER, ENCODER
@@ -305,6 +306,18 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path, model: Transformer, con
     _fail(folder, "model.safetensors is cut short or not a safetensors file")
 
 
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The superuser may read anything, so the refusal is staged.
+    def refuse(path: Path, framework: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    folder = write_folder(tmp_path, model.config, {"x": torch.zeros(1)})
+    monkeypatch.setattr(load, "safe_open", refuse)
+    _fail(folder, "cannot read .*model.safetensors: .*Permission denied")
+
+
 def test_a_git_lfs_pointer_is_called_that(tmp_path: Path, model: Transformer) -> None:
     folder = write_folder(tmp_path, model.config, {"x": torch.zeros(1)})
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
@@ -339,6 +352,7 @@ def test_a_tensor_the_index_leaves_out_is_missing_from_the_index(
 
 MEASURE = """
 import sys, threading
+from presswork.weights import load
 from presswork.weights.initialise import random_model
 from presswork.weights.load import load_model
 from presswork.weights.config_files import read_config

@@ -1,7 +1,7 @@
 """Grouped-query attention for CPUs. N query rows, S keys, H query heads, n KV heads, g = H / n, h head width.
 
-bfloat16 runs on AMX tiles, or by torch's fused attention where there are none. float32 is two products with the
-softmax in between, a chunk of query rows at a time: torch's fused attention is off by more than 1e-5 there.
+bfloat16 runs on AMX tiles, or by torch's fused attention where there are none. float32 is two products a
+span of keys with the softmax in between: torch's fused attention is off by more than 1e-5 there.
 """
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from presswork.ops.attention import tiles
-from presswork.ops.attention.softmax import softmax_alone, softmax_share
+from presswork.ops.attention.softmax import SPAN, span_alone, span_share
+from presswork.ops.linear.fast import MIN_ROWS
 from presswork.ops.threads import num_shares, run_shared
 
 MAX_SCORES = 1 << 24  # scores, or entries of a mask, in memory at once: 64 MB of float32
@@ -28,32 +29,51 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
 
 def _attend_plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     num_rows, num_heads, head_dim = q.shape
-    num_kv, num_keys = k.shape[0], k.shape[1]
+    num_kv = k.shape[0]
     groups = num_heads // num_kv
     # The rows of one KV head are (query row, head of the group), so that a single query row still makes g rows.
     rows = q.unflatten(1, (num_kv, groups)).transpose(0, 1).reshape(num_kv, num_rows * groups, head_dim)
     out = torch.empty(num_rows, num_kv, groups, head_dim)
-    chunk = max(1, MAX_SCORES // (num_heads * num_keys))
-    k = k.transpose(1, 2)
+    chunk = max(1, MAX_SCORES // (num_heads * SPAN))
     for start in range(0, num_rows, chunk):
         stop = min(start + chunk, num_rows)
-        scores = torch.bmm(rows[:, start * groups : stop * groups], k)
-        _softmax(scores, groups, None if visible is None else visible[start:stop])
-        mixed = torch.bmm(scores, v)
+        part = rows[:, start * groups : stop * groups]
+        mixed = _attend_spans(part, k, v, groups, None if visible is None else visible[start:stop])
         out[start:stop] = mixed.unflatten(1, (stop - start, groups)).transpose(0, 1)
     return out.flatten(1, 2)
 
 
-def _softmax(scores: Tensor, groups: int, visible: Tensor | None) -> None:
-    """In place."""
-    num_kv, num_rows, num_keys = scores.shape
-    mask = 0 if visible is None else visible.data_ptr()
+def _attend_spans(rows: Tensor, k: Tensor, v: Tensor, groups: int, visible: Tensor | None) -> Tensor:
+    """Attention of the rows [n, R, h] of each KV head, keys in spans of one size with running maxima and sums."""
+    num_kv, num_rows, head_dim = rows.shape
+    # Products of fewer rows take other kernels, which round otherwise.
+    rows = F.pad(rows, (0, 0, 0, max(0, MIN_ROWS - num_rows)))
+    mixed = torch.zeros(rows.shape)
+    running = torch.zeros(num_kv, rows.shape[1], 3)
+    running[..., 0] = float("-inf")
+    num_keys = k.shape[1]
+    # Padding rows see nothing.
+    visible = None if visible is None else F.pad(visible, (0, 0, 0, rows.shape[1])).contiguous()
+    for start in range(0, num_keys, SPAN):
+        count = min(SPAN, num_keys - start)
+        keys, values = (F.pad(x[:, start : start + count], (0, 0, 0, SPAN - count)) for x in (k, v))
+        scores = torch.bmm(rows, keys.transpose(1, 2))
+        mask = 0 if visible is None else visible.data_ptr() + start
+        _advance(scores, running, groups, count, mask, num_keys)
+        mixed = mixed * running[..., 2:] + torch.bmm(scores, values)
+    total = running[:, :num_rows, 1:2]
+    return torch.where(total == 0, 0.0, mixed[:, :num_rows] / total)
+
+
+def _advance(scores: Tensor, running: Tensor, groups: int, num_keys: int, mask: int, mask_bytes: int) -> None:
+    """Turn a span's scores into weights and move the running numbers. Mutates both."""
+    num_kv, num_rows = scores.shape[:2]
+    arguments = (scores.data_ptr(), num_kv, num_rows, groups, num_keys, mask, mask_bytes, running.data_ptr())
     shares = num_shares(scores.numel() * _EXP_PRODUCTS, num_kv * num_rows)
-    arguments = (scores.data_ptr(), num_kv, num_rows, groups, num_keys, mask, num_keys)
     if shares == 1:
-        softmax_alone(*arguments)
+        span_alone(*arguments)
     else:
-        run_shared(shares, softmax_share, *arguments)
+        run_shared(shares, span_share, *arguments)
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:

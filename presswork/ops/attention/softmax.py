@@ -1,10 +1,15 @@
-"""Softmax of attention scores in place, on the CPU. S keys, n KV heads, R rows a KV head: (query row, head) pairs."""
+"""Softmax of attention scores on the CPU, a span of keys at a time. n KV heads, R rows a KV head: (query row, head).
+
+A row's sums always run over whole spans, hidden and missing keys weighing zero, so they come out the same bit for bit
+wherever the keys that a row does not see begin and end.
+"""
 
 import numpy as np
 from numba import carray
 
-from presswork.ops.lanes import claim, exp_sum, float32_at, keep, kernel, largest, uint8_at
+from presswork.ops.lanes import claim, exp, exp_sum, float32_at, keep, kernel, largest, uint8_at
 
+SPAN = 256
 _TURN = 16  # rows a thread takes at a time
 
 
@@ -19,28 +24,37 @@ def hide(scores, visible, num_keys):
 
 
 @kernel()
-def softmax_share(scores_at, num_heads, num_rows, groups, num_keys, visible, visible_bytes, counter):
-    """Rows of scores [n, R, S], in turns by `counter`; a row that sees no key becomes zero."""
+def span_share(scores_at, num_heads, num_rows, groups, num_keys, visible, visible_bytes, running_at, counter):
+    """Scores of one span [n, R, SPAN] become weights in place, rows in turns by `counter`.
+
+    Args: num_keys: keys of the span that exist. running_at: (m, l, shrink) of each row, float32 [n R, 3]; the weighted
+    values so far have to be multiplied by shrink = e^(m - m').
+    """
     total_rows = num_heads * num_rows
     while True:
         first = _TURN * claim(counter)
         if first >= total_rows:
             break
         for r in range(first, min(first + _TURN, total_rows)):
-            row = carray(float32_at(scores_at + 4 * num_keys * r), num_keys)
+            row = carray(float32_at(scores_at + 4 * SPAN * r), SPAN)
+            running = carray(float32_at(running_at + 12 * r), 3)
+            row[num_keys:] = np.float32(-np.inf)
             if visible and not hide(row, visible + r % num_rows // groups * visible_bytes, num_keys):
                 row[:] = 0
+                running[2] = 1
                 continue
-            factor = np.float32(1) / exp_sum(row, num_keys, largest(row, num_keys))
-            for i in range(num_keys):
-                row[i] *= factor
+            top = max(running[0], largest(row, SPAN))
+            running[2] = exp(running[0] - top)
+            running[1] = running[1] * running[2] + exp_sum(row, SPAN, top)
+            running[0] = top
 
 
 @kernel()
-def softmax_alone(scores_at, num_heads, num_rows, groups, num_keys, visible, visible_bytes):
-    """All rows of scores [n, R, S] on this thread."""
+def span_alone(scores_at, num_heads, num_rows, groups, num_keys, visible, visible_bytes, running_at):
+    """All rows of a span on this thread."""
     counter = np.zeros(1, np.int64)
-    softmax_share(
-        scores_at, num_heads, num_rows, groups, num_keys, visible, visible_bytes, np.int64(counter.ctypes.data)
+    span_share(
+        scores_at, num_heads, num_rows, groups, num_keys, visible, visible_bytes, running_at,
+        np.int64(counter.ctypes.data),
     )  # fmt: skip
     keep(counter)

@@ -14,7 +14,7 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from presswork.ops.attention.softmax import hide
+from presswork.ops.attention.softmax import SPAN, hide
 from presswork.ops.lanes import (
     claim,
     exp,
@@ -31,7 +31,6 @@ from presswork.ops.lanes import (
 from presswork.ops.threads import num_shares, run_shared
 from presswork.ops.tiles import TILE_BYTES, aligned, has_tiles, multiply, pack_matrix, start_tiles, stop_tiles
 
-SPAN = 256
 _ROWS = 32  # query rows worked on together
 
 
@@ -75,17 +74,27 @@ def _soften(scores, num_keys, width, top, total, weights):
 
 @kernel()
 def _weigh(scores_at, count, num_keys, width, visible, visible_bytes, first, groups, top, total, shrink, weights):
-    """Turn a span's scores of `count` rows into bfloat16 weights and advance the rows' running numbers."""
+    """Turn a span's scores of `count` rows into bfloat16 weights and advance the rows' running numbers.
+
+    Under a mask every row is summed over a full span, so that the sum does not depend on how many hidden keys follow.
+    """
     for i in range(count):
-        scores, place = carray(float32_at(scores_at + 4 * SPAN * i), num_keys), weights + 2 * SPAN * i
-        if visible and not hide(scores, visible + (first + i) // groups * visible_bytes, num_keys):
-            blank = carray(uint16_at(place), width)
-            blank[:] = 0
-            shrink[i] = 1
+        place = weights + 2 * SPAN * i
+        if not visible:
+            scores = carray(float32_at(scores_at + 4 * SPAN * i), num_keys)
+            length, padded = num_keys, width
         else:
-            top[first + i], total[first + i], shrink[i] = _soften(
-                scores, num_keys, width, top[first + i], total[first + i], place
-            )
+            scores = carray(float32_at(scores_at + 4 * SPAN * i), SPAN)
+            length, padded = SPAN, SPAN
+            scores[num_keys:] = np.float32(-np.inf)
+            if not hide(scores, visible + (first + i) // groups * visible_bytes, num_keys):
+                blank = carray(uint16_at(place), width)
+                blank[:] = 0
+                shrink[i] = 1
+                continue
+        top[first + i], total[first + i], shrink[i] = _soften(
+            scores, length, padded, top[first + i], total[first + i], place
+        )
 
 
 @kernel()

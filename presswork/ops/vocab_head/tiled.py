@@ -161,13 +161,15 @@ class _Sweep:
         self.edits = _sorted_edits(query.edits, rows)
         cap = query.softcap
         self.inverse_cap = np.float32(0.0 if cap is None else 1.0 / cap)
-        self.scale = ((1.0 if cap is None else cap) / query.temperature.double()).float().numpy()
+        temperature = query.temperature.detach().numpy().astype(np.float64)
+        self.scale = ((1.0 if cap is None else cap) / temperature).astype(np.float32)
         ids = query.token_ids
         self.token_ids = np.empty((rows, 0), np.int64) if ids is None else ids.long().contiguous().numpy()
-        self.limits = candidate_limits(query).numpy()
-        self.soft_rows = np.zeros(rows, np.bool_)
-        if query.soft_rows is not None:
-            self.soft_rows = query.soft_rows.numpy() & ~filtered_rows(query).numpy()
+        self.limits = np.full(rows, min(query.top_logprobs, self.vocab))
+        self.soft_rows = np.zeros(rows, np.bool_) if query.soft_rows is None else query.soft_rows.numpy().copy()
+        if query.top_k is not None or query.top_p is not None:
+            self.limits = candidate_limits(query).numpy()
+            self.soft_rows &= ~filtered_rows(query).numpy()
 
     def _prepare_totals(self) -> None:
         rows, tiles = self.rows, self.num_tiles
