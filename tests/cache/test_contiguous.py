@@ -12,12 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from presswork.cache import contiguous
 from presswork.cache.contiguous import KeyView, SequenceCache, bytes_per_position
 from presswork.config import LayerConfig, ModelConfig, periodic_layers
 from presswork.testing import tiny_config
 
 WINDOW = 5
 SLIDING, FULL = 0, 1
+
+
+@pytest.fixture(autouse=True)
+def trimmed_to_the_position(monkeypatch):
+    """Sliding layers trim at multiples of ALIGNMENT; at 1 every border shows up within a few positions."""
+    monkeypatch.setattr(contiguous, "ALIGNMENT", 1)
+
 
 
 @pytest.fixture
@@ -332,3 +340,18 @@ def test_a_dropped_sequence_is_freed_though_its_snapshot_lives(config: ModelConf
     del cache
     gc.collect()
     assert gone() is None and snapshot.length == 7
+
+
+def test_sliding_layers_start_at_a_multiple_of_the_alignment(monkeypatch):
+    """Attention sums in aligned spans: what is stored of a window starts on one, a canvas sees the window alone."""
+    monkeypatch.setattr(contiguous, "ALIGNMENT", 4)
+    layer, owner = contiguous.LayerCache(kept=WINDOW - 1), object()
+    rows = torch.arange(30.0)[:, None, None].expand(30, 1, 2)
+    for length in range(1, 31):
+        view = layer.append(owner, rows[length - 1 : length], rows[length - 1 : length])
+        assert view.first % 4 == 0 and view.first <= max(0, length - WINDOW)
+        assert view.k[0, :, 0].tolist() == list(range(view.first, length))
+        seen = layer.stage(owner, rows[:2], rows[:2])
+        assert seen.first == max(0, length - WINDOW + 1)
+        assert seen.k[0, :-2, 0].tolist() == list(range(seen.first, length))
+    assert layer.num_stored <= WINDOW - 1 + 3

@@ -93,10 +93,12 @@ def capped_logits(model: Transformer, hidden: Float[Tensor, "N D"]) -> Float[Ten
 
 
 def stored(cache: SequenceCache) -> list[tuple[Float[Tensor, "n S h"], Float[Tensor, "n S h"]]]:
-    """Keys and values that the cache still holds, layer by layer."""
+    """Keys and values that a canvas may still look at, layer by layer."""
     found = []
     for layer in cache.layers:
         assert layer.buffer is not None
-        rows = slice(layer.offset, layer.offset + layer.num_stored)
+        num = layer.num_stored if layer.kept is None else min(layer.kept, layer.num_stored)
+        end = layer.offset + layer.num_stored
+        rows = slice(end - num, end)
         found.append((layer.buffer.k[:, rows], layer.buffer.v[:, rows]))
     return found

@@ -109,7 +109,7 @@ def test_solve_finds_the_solution(minimal):
 
 def test_puzzles_follow_from_the_seed_on_every_machine():
     puzzles, solutions = generate(50, 2**64 - 1, parse_clues("mixed"))
-    assert (zlib.crc32(puzzles.tobytes()), zlib.crc32(solutions.tobytes())) == (PUZZLES_CRC, SOLUTIONS_CRC)
+    assert (zlib.crc32(puzzles.tobytes()), zlib.crc32(solutions.tobytes())) == (2942347776, 201993684)
     assert not (generate(50, 1)[0] == generate(50, 2)[0]).all(axis=1).any()
 
 
@@ -211,5 +211,3 @@ def test_unpaired_or_malformed_grids_are_refused(minimal):
     with pytest.raises(RequestError, match=r"0 \(empty\) to 9, got 0 to 10"):
         count_solutions(np.arange(81) % 11)
 
-
-PUZZLES_CRC, SOLUTIONS_CRC = 0, 0

@@ -3,25 +3,23 @@
 Weights and products arrive as integer views of their bits, int16 for bfloat16 and int32 for float32, so that one source
 serves both. Arithmetic is float32 within a cell of CELL neighbouring ids and float64 above it. The loops over one row
 are kept in small functions of their own because LLVM vectorises those reliably; fastmath flags are chosen per function
-so that exact tricks (rounding by a magic constant, minus infinity) survive. All of it is one file because numba's cache
-notices a change only in the file of the compiled function itself, not in one that function calls into.
+so that exact tricks (rounding by a magic constant, minus infinity) survive. Nearly all of it is one file because numba's
+cache notices a change only in the file of the compiled function itself, not in one that function calls into.
 """
 
 import math
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba import njit
+from numba.extending import overload
+
+from presswork.ops.vocab_head._intrinsics import TURNED, as_bits, as_float, transpose
 
 CELL = 64  # ids whose mass is kept as one number; a sampled token costs one cell of recomputed products
-TURNED = 32  # rows turned at a time from a [T, N] matrix of products: one cache line of bfloat16
 NEGLIGIBLE = 1e-9  # share of a row's mass below which a tile's part in the soft embedding is dropped
 HOPELESS = np.float32(-40.0)  # below the best logit by this much, a whole tile of masses vanishes in float32
 
-_intrinsic: Any = intrinsic  # its type hints describe the generator, not the function it becomes
 _F = np.float32
 _I = np.int32
 _LOG2E = _F(math.log2(math.e))
@@ -34,22 +32,6 @@ _ABS = _I(0x7FFFFFFF)
 _INF_BITS = _I(0x7F800000)
 _EXACT = {"contract", "nsz"}
 _SUMS = {"contract", "nsz", "reassoc"}
-
-
-@_intrinsic
-def _as_float(typing_context, bits):
-    def generate(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
-@_intrinsic
-def _as_bits(typing_context, value):
-    def generate(context, builder, signature, args):
-        return builder.bitcast(args[0], ir.IntType(32))
-
-    return types.int32(types.float32), generate
 
 
 def _wide_bits(bits) -> Any:
@@ -74,11 +56,11 @@ def _narrow_compiled(value, stored):
     if stored.dtype.bitwidth == 16:
 
         def narrow(value, stored):
-            bits = _as_bits(value)
+            bits = as_bits(value)
             return np.int16((bits + _I(0x7FFF) + ((bits >> _I(16)) & _I(1))) >> _I(16))
 
         return narrow
-    return lambda value, stored: _as_bits(value)
+    return lambda value, stored: as_bits(value)
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
@@ -88,7 +70,7 @@ def _exp(x):
     n = shifted - _MAGIC
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     tail = ((((_T6 * r + _T5) * r + _T4) * r + _T3) * r + _T2) * (r * r)
-    return _as_float(_I(_as_bits(_F(tail + r + _F(1))) + ((_as_bits(shifted) - _MAGIC_BITS) << _I(23))))
+    return as_float(_I(as_bits(_F(tail + r + _F(1))) + ((as_bits(shifted) - _MAGIC_BITS) << _I(23))))
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
@@ -99,7 +81,7 @@ def _tanh(x):
     n = shifted - _MAGIC
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     tail = (((((_T7 * r + _T6) * r + _T5) * r + _T4) * r + _T3) * r + _T2) * (r * r)
-    power = _as_float(_I(_I(0x3F800000) + ((_as_bits(shifted) - _MAGIC_BITS) << _I(23))))
+    power = as_float(_I(_I(0x3F800000) + ((as_bits(shifted) - _MAGIC_BITS) << _I(23))))
     less_one = power * (tail + r) + (power - _F(1))
     return less_one / (less_one + _F(2))
 
@@ -118,15 +100,15 @@ def _extremes(bits, width):
         wide = _wide_bits(bits[j])
         top = _I(max(top, _ordered(wide)))
         magnitude = _I(max(magnitude, wide & _ABS))
-    return _as_float(_ordered(top)), magnitude >= _INF_BITS
+    return as_float(_ordered(top)), magnitude >= _INF_BITS
 
 
 @njit(nogil=True, cache=True)
 def _largest(z, width):
     top = _I(-0x7FFFFFFF)
     for j in range(width):
-        top = _I(max(top, _ordered(_as_bits(z[j]))))
-    return _as_float(_ordered(top))
+        top = _I(max(top, _ordered(as_bits(z[j]))))
+    return as_float(_ordered(top))
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
@@ -134,10 +116,10 @@ def _scaled_logits(bits, width, inverse_cap, scale, z):
     """z = softcapped product over temperature; inverse_cap 0 means no softcap."""
     if inverse_cap == _F(0):
         for j in range(width):
-            z[j] = scale * _as_float(_wide_bits(bits[j]))
+            z[j] = scale * as_float(_wide_bits(bits[j]))
     else:
         for j in range(width):
-            z[j] = scale * _tanh(_as_float(_wide_bits(bits[j])) * inverse_cap)
+            z[j] = scale * _tanh(as_float(_wide_bits(bits[j])) * inverse_cap)
 
 
 @njit(nogil=True, cache=True)
@@ -153,6 +135,14 @@ def _edit(z, first, width, ids, factors):
             z[j] = z[j] / factor if z[j] > 0 else z[j] * factor
         stop += 1
     return stop > start
+
+
+@njit(nogil=True, cache=True)
+def _cut(z, first, width, cut_z, cut_id):
+    """Minus infinity for every token after (cut_z, cut_id) in order of falling z, then rising id."""
+    for j in range(width):
+        if z[j] < cut_z or (z[j] == cut_z and first + j > cut_id):
+            z[j] = -np.inf
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
@@ -229,52 +219,6 @@ def _scan_candidates(z, width, first, floor, heap_z, heap_id, limit):
     return count
 
 
-@_intrinsic
-def _turn_square(typing_context, source, target):
-    """target[i, j] = source[j, i] for 16 by 16 numbers of 16 bits; compiled loops take three times as long."""
-
-    def generate(context, builder, signature, args):
-        vector = ir.VectorType(ir.IntType(16), 16)
-        arrays = [
-            context.make_array(kind)(context, builder, arg) for kind, arg in zip(signature.args, args, strict=True)
-        ]
-
-        def line(array, k):
-            stride = cgutils.unpack_tuple(builder, array.strides)[0]
-            start = builder.bitcast(array.data, ir.IntType(8).as_pointer())
-            return builder.bitcast(builder.gep(start, [builder.mul(stride, stride.type(k))]), vector.as_pointer())
-
-        lines = [builder.load(line(arrays[0], k), align=2) for k in range(16)]
-        mixes = [[lane for k in range(low, low + 8) for lane in (k, k + 16)] for low in (0, 8)]
-        masks = [ir.Constant(ir.VectorType(ir.IntType(32), 16), mix) for mix in mixes]
-        # Four perfect shuffles of sixteen lines are a transposition.
-        for _ in range(4):
-            lines = [builder.shuffle_vector(lines[k], lines[k + 8], mask) for k in range(8) for mask in masks]
-        for k in range(16):
-            builder.store(lines[k], line(arrays[1], k), align=2)
-        return context.get_dummy_value()
-
-    return types.void(source, target), generate
-
-
-def _transpose(source, first_column, width, target):
-    """target[i, j] = source[j, first_column + i] for TURNED rows and width, rounded up to 16, columns."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_transpose)
-def _transpose_compiled(source, first_column, width, target):
-    if source.dtype.bitwidth != 16:
-        return lambda source, first_column, width, target: None
-
-    def transpose(source, first_column, width, target):
-        for j in range(0, width, 16):
-            for i in range(0, TURNED, 16):
-                _turn_square(source[j:, first_column + i :], target[i:, j:])
-
-    return transpose
-
-
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
 def _is_hopeless(product, inverse_cap, scale, best_so_far):
     """Whether even the largest product of a tile leaves nothing that float32 could add to the row's mass."""
@@ -311,8 +255,8 @@ def _sum_cells(e, width, cells):
 @njit(nogil=True, cache=True, error_model="numpy")
 def read_tile(
     tall, products, width, first, inverse_cap, scale, best_so_far, kept_so_far, row_edits, edit_starts, edit_ids,
-    edit_factors, token_ids, soft_rows, limits, z, cells, top, mass, moment, best, finite, chosen, heap_z, heap_id,
-    heap_count, probs, probs_row,
+    edit_factors, cut_z, cut_id, token_ids, soft_rows, limits, z, cells, top, mass, moment, best, finite, chosen,
+    heap_z, heap_id, heap_count, probs, probs_row,
 ):  # fmt: skip
     """Read every row of one tile of products; returns how many rows have weights in `probs`.
 
@@ -325,7 +269,7 @@ def read_tile(
     for i in range(len(top)):
         top[i], mass[i], moment[i], best[i], heap_count[i] = best_so_far[i], 0.0, 0.0, -1, 0
         if is_tall and i % TURNED == 0:
-            _transpose(tall, i, width, products)
+            transpose(tall, i, width, products)
         row = products[i % TURNED if is_tall else i]
         largest, broken = _extremes(row, width)
         if broken:
@@ -339,6 +283,8 @@ def read_tile(
         if group >= 0:
             begin, end = edit_starts[group], edit_starts[group + 1]
             _edit(z, first, width, edit_ids[begin:end], edit_factors[begin:end])
+        if cut_z[i] > -np.inf:
+            _cut(z, first, width, cut_z[i], cut_id[i])
         _choose(z, first, width, token_ids[i], chosen[i])
         if limits[i] > 0:
             heap_count[i] = _scan_candidates(z, width, first, kept_so_far[i], heap_z[i], heap_id[i], limits[i])
@@ -356,6 +302,31 @@ def read_tile(
     return filled
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def scale_tile(
+    tall, products, width, first, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_factors, z, all_z
+):  # fmt: skip
+    """Write one tile of z, edits included, into its columns of all_z; the same bits that read_tile would find."""
+    is_tall = len(tall) > 0
+    for i in range(len(scale)):
+        if is_tall and i % TURNED == 0:
+            transpose(tall, i, width, products)
+        _scaled_logits(products[i % TURNED if is_tall else i], width, inverse_cap, scale[i], z)
+        if row_edits[i] >= 0:
+            begin, end = edit_starts[row_edits[i]], edit_starts[row_edits[i] + 1]
+            _edit(z, first, width, edit_ids[begin:end], edit_factors[begin:end])
+        all_z[i, first : first + width] = z[:width]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def masses(z, e):
+    """Largest z of a row; writes exp(z - largest)."""
+    top = _largest(z, len(z))
+    e[:] = z
+    _exponentials(e, len(e), top)
+    return top
+
+
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
 def _scale_row(total, decay):
     for d in range(len(total)):
@@ -365,7 +336,7 @@ def _scale_row(total, decay):
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
 def _add_row(total, decay, part, weight):
     for d in range(len(total)):
-        total[d] = total[d] * decay + _as_float(_wide_bits(part[d])) * weight
+        total[d] = total[d] * decay + as_float(_wide_bits(part[d])) * weight
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -404,7 +375,7 @@ def merge_tile(
 def _dot(a, b):
     total = _F(0)
     for d in range(len(a)):
-        total += a[d] * _as_float(_wide_bits(b[d]))
+        total += a[d] * as_float(_wide_bits(b[d]))
     return total
 
 
@@ -423,8 +394,8 @@ def _find_mass(masses, target):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def sample_rows(
-    start, stop, hidden, embedding, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_factors, uniform,
-    tile_cells, tile_tops, tile_masses, cells, all_top, all_mass, sample,
+    start, stop, hidden, embedding, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id,
+    uniform, tile_cells, tile_tops, tile_masses, cells, all_top, all_mass, sample,
 ):  # fmt: skip
     """Inverse CDF for rows [start, stop): tile, then cell, then token; only the cell's products are computed again.
 
@@ -450,13 +421,15 @@ def sample_rows(
         first = (tile * tile_cells + cell) * CELL
         count = min(CELL, vocab - first)
         for d in range(width):
-            wide_hidden[d] = _as_float(_wide_bits(hidden[i, d]))
+            wide_hidden[d] = as_float(_wide_bits(hidden[i, d]))
         for j in range(count):
             bits[j] = _narrow(_dot(wide_hidden, embedding[first + j]), bits)
         _scaled_logits(bits, count, inverse_cap, scale[i], z)
         if row_edits[i] >= 0:
             begin, end = edit_starts[row_edits[i]], edit_starts[row_edits[i] + 1]
             _edit(z, first, count, edit_ids[begin:end], edit_factors[begin:end])
+        if cut_z[i] > -np.inf:
+            _cut(z, first, count, cut_z[i], cut_id[i])
         _exponentials(z, count, tile_tops[tile, i])
         token, _ = _find_mass(z[:count], share * _sum(z[:count]))
         if token >= 0:

@@ -1,20 +1,21 @@
 """Readings from the few most likely tokens of a row: top_logprobs, top_k, top_p. R rows, C candidates, V vocab.
 
 A filtered row whose surviving tokens are all among the candidates is read from them alone. Any other (a top_k above
-MAX_CANDIDATES, a nucleus wider than it) is read by the reference, FALLBACK_ROWS rows at a time.
+MAX_CANDIDATES, a nucleus wider than it) is left to the caller's `read_rest`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from presswork.ops.vocab_head.reading import Query, Reading, put_rows
+from presswork.ops.vocab_head.reading import Query, Reading, concatenate, put_rows
 from presswork.ops.vocab_head.reference import draw, read_reference
 
 MAX_CANDIDATES = 256
-FALLBACK_ROWS = 4  # whole-vocabulary rows in memory at once; about 12 MiB each at V = 262,144
+FALLBACK_ROWS = 4  # rows the reference reads at once; about 16 MB each at V = 262,144
 GATHER_ROWS = 16  # rows whose candidate embeddings are gathered at once; 8 MiB at D = 1024
 
 
@@ -71,8 +72,11 @@ def list_top(
     return ids, logprobs.float()
 
 
-def read_filtered(query: Query, reading: Reading, filtered: Bool[Tensor, "N"], candidates: Candidates) -> None:
-    """Replace the readings of filtered rows. Mutates the tensors of `reading`."""
+def read_filtered(
+    query: Query, reading: Reading, candidates: Candidates, read_rest: Callable[[Query], Reading]
+) -> None:
+    """Replace the readings of rows that top_k or top_p filter. Mutates the tensors of `reading`."""
+    filtered = filtered_rows(query)
     rows = (filtered & reading.finite).nonzero()[:, 0]
     few = Candidates(*(column[rows] for column in candidates))
     narrow = query.select(rows)
@@ -84,8 +88,14 @@ def read_filtered(query: Query, reading: Reading, filtered: Bool[Tensor, "N"], c
             z=kept.z.masked_fill(~keep[inside], -torch.inf), ids=kept.ids.masked_fill(~keep[inside], -1)
         )
         put_rows(reading, rows[inside], _read_survivors(narrow.select(inside), kept))
-    for part in outside.split(FALLBACK_ROWS):
-        put_rows(reading, rows[part], read_reference(narrow.select(part)))
+    if len(outside):
+        put_rows(reading, rows[outside], read_rest(narrow.select(outside)))
+
+
+def read_in_parts(query: Query) -> Reading:
+    """The reference, FALLBACK_ROWS rows at a time."""
+    starts = range(0, query.hidden.shape[0], FALLBACK_ROWS)
+    return concatenate([read_reference(query.select(slice(start, start + FALLBACK_ROWS))) for start in starts])
 
 
 def _survivors(query: Query, candidates: Candidates) -> tuple[Bool[Tensor, "R C"], Bool[Tensor, "R"]]:

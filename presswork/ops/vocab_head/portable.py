@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from presswork.ops.vocab_head.candidates import Candidates, candidate_limits, filtered_rows
+from presswork.ops.vocab_head.candidates import Candidates, candidate_limits, filtered_rows, read_in_parts
 from presswork.ops.vocab_head.reading import LogitEdits, Query, Reading, concatenate
 from presswork.ops.vocab_head.totals import Totals, to_reading
 
@@ -78,7 +78,7 @@ class _Sweep:
             candidates=Candidates(self.kept_z, self.kept_id, self.top, self.mass),
             soft=self.soft,
         )
-        return to_reading(self.query, totals)
+        return to_reading(self.query, totals, read_in_parts)
 
     def _read_tile(self, first: int) -> None:
         raw = self.hidden @ self.query.embedding[first : first + TILE].T

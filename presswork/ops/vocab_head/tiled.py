@@ -12,23 +12,28 @@ is found by walking tile masses, then cell masses, and computing the products of
 
 What a tile may leave out depends on the largest z of the tiles merged before it began, which is always every tile
 LAG or more before it. So the number of threads does not change a bit of any result.
+
+Rows that top_k or top_p filter are read from the best tokens the sweep keeps (candidates.py), or where those are too
+few from a second sweep that leaves out every token past a cut.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from presswork.ops.vocab_head import _kernels as kernels
-from presswork.ops.vocab_head.candidates import Candidates, candidate_limits, filtered_rows
+from presswork.ops.vocab_head._cuts import find_cut
+from presswork.ops.vocab_head._intrinsics import TURNED
+from presswork.ops.vocab_head.candidates import Candidates, candidate_limits, filtered_rows, read_in_parts
 from presswork.ops.vocab_head.reading import LogitEdits, Query, Reading, concatenate
+from presswork.ops.vocab_head.threads import Submit, run_now, worker_threads
 from presswork.ops.vocab_head.totals import Totals, to_reading
 
 TILE = 2048  # ids a tile; 4 MiB of embedding at D = 1024
@@ -36,6 +41,7 @@ LAG = 8  # tiles handed out before the oldest is merged, and so the most threads
 MAX_ROWS = 256  # rows a sweep; more rows are read in turns so that memory stays bounded
 READING_WORK = 1024  # what reading one logit costs, in multiplications
 INLINE_WORK = 2**29  # multiplications below which starting threads costs more than it saves, about a millisecond
+CUT_BYTES = 2**26  # for whole rows of logits, only while looking for a wide nucleus; 64 rows at V = 262,144
 _BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 _ROW_PADDING = 32  # without it all rows of a tile of 2048 would compete for the same cache lines
 
@@ -56,40 +62,37 @@ def read_tiled(query: Query) -> Reading:
 
 def _read_rows(query: Query) -> Reading:
     sweep = _Sweep(query)
-    with _threads(sweep.work, sweep.num_tiles) as submit:
+    with worker_threads(*_share_threads(query)) as submit:
         sweep.run(submit)
-        sample = sweep.sample(submit)
-    return to_reading(query, sweep.totals(sample))
+        totals = sweep.totals(sweep.sample(submit))
+        sweep.spare.clear()
+        return to_reading(query, totals, partial(_read_by_cuts, submit))
 
 
-Submit = Callable[..., "Future[Any]"]
-
-
-def _run_now(function: Callable[..., Any], *args: Any) -> "Future[Any]":
-    future: Future[Any] = Future()
-    future.set_result(function(*args))
-    return future
-
-
-@contextmanager
-def _threads(work: int, num_tiles: int) -> Iterator[Submit]:
-    """Submit function of a pool that together uses as many threads as torch would here.
-
-    Threads of their own, not torch's: those spin for a while after every matmul and would starve the compiled loops.
-    """
+def _share_threads(query: Query) -> tuple[int, int]:
+    """(workers, threads each) that together are as many as torch would use here."""
+    vocab, width = query.embedding.shape
     available = torch.get_num_threads()
-    count = 1 if work < INLINE_WORK else min(available, LAG, num_tiles)
-    share = 1 if work < INLINE_WORK else available // count
-    try:
-        if count == 1:
-            torch.set_num_threads(share)
-            yield _run_now
-        else:
-            with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(share,)) as pool:
-                yield pool.submit
-    finally:
-        # Even in a worker the call also changes what threads born later start with.
-        torch.set_num_threads(available)
+    if query.hidden.shape[0] * vocab * (width + READING_WORK) < INLINE_WORK:
+        return 1, 1
+    count = min(available, LAG, -(-vocab // TILE))
+    return count, available // count
+
+
+def _read_by_cuts(submit: Submit, query: Query) -> Reading:
+    """Rows whose top_k or top_p keeps more tokens than a sweep does: find where each is cut, then sweep with the cuts.
+
+    Both times with the same rows, so that the products agree to the bit.
+    """
+    parts = []
+    at_once = min(MAX_ROWS, max(1, CUT_BYTES // (4 * query.embedding.shape[0])))
+    for start in range(0, query.hidden.shape[0], at_once):
+        part = query.select(slice(start, start + at_once))
+        sweep = _Sweep(replace(part, top_k=None, top_p=None))
+        sweep.cuts = sweep.find_cuts(submit, part.top_k, part.top_p)
+        sweep.run(submit)
+        parts.append(to_reading(sweep.query, sweep.totals(sweep.sample(submit)), read_in_parts))
+    return concatenate(parts)
 
 
 class _Edits(NamedTuple):
@@ -114,6 +117,13 @@ def _sorted_edits(edits: LogitEdits | None, rows: int) -> _Edits:
     return _Edits(row_group, np.array(starts), np.concatenate(ids), np.concatenate(factors))
 
 
+class _Cuts(NamedTuple):
+    """Last token each row keeps, by falling z then rising id; z minus infinity keeps all."""
+
+    z: np.ndarray
+    ids: np.ndarray
+
+
 @dataclass(slots=True)
 class _Workspace:
     """Buffers of one tile on its way; the arrays are views of the tensors' bits."""
@@ -136,6 +146,11 @@ def _bits(x: Tensor) -> np.ndarray:
     return x.view(_BITS[x.dtype]).numpy()
 
 
+def _find_cut(z: np.ndarray, top_k: int, top_p: float) -> tuple[float, int]:
+    e = np.empty_like(z)
+    return find_cut(z, e, kernels.masses(z, e), top_k, top_p)
+
+
 class _Sweep:
     """State of one sweep of at most MAX_ROWS rows."""
 
@@ -146,14 +161,14 @@ class _Sweep:
         self.rows, self.width = query.hidden.shape
         self.vocab = self.embedding.shape[0]
         self.num_tiles = -(-self.vocab // TILE)
-        self.work = self.rows * self.vocab * (self.width + READING_WORK)
         self.tile_width = min(TILE, self.vocab)
-        padded = -(-self.rows // kernels.TURNED) * kernels.TURNED
+        padded = -(-self.rows // TURNED) * TURNED
         self.hidden = torch.zeros(padded, self.width, dtype=self.dtype)
         self.hidden[: self.rows] = query.hidden.detach()
         self.hidden_tall = self.hidden.T.contiguous()
         self._prepare_rows()
         self._prepare_totals()
+        self.cuts = _Cuts(np.full(self.rows, -np.inf, np.float32), np.zeros(self.rows, np.int64))
         self.spare: deque[_Workspace] = deque()
 
     def _prepare_rows(self) -> None:
@@ -194,7 +209,7 @@ class _Sweep:
         half = self.dtype == torch.bfloat16
         return _Workspace(
             tall=torch.empty(self.tile_width + 16 if half else 0, padded, dtype=self.dtype),
-            products=torch.empty(kernels.TURNED if half else rows, self.tile_width + _ROW_PADDING, dtype=self.dtype),
+            products=torch.empty(TURNED if half else rows, self.tile_width + _ROW_PADDING, dtype=self.dtype),
             probs=torch.zeros(padded if soft else 1, self.tile_width, dtype=self.dtype),
             part=torch.empty(padded if soft else 0, self.source.shape[1], dtype=self.dtype),
             z=np.empty(self.tile_width, np.float32),
@@ -224,15 +239,42 @@ class _Sweep:
         self._multiply(self.embedding[first : first + width], space)
         space.filled = kernels.read_tile(
             _bits(space.tall), _bits(space.products), width, first, self.inverse_cap, self.scale, best_so_far,
-            kept_so_far, *self.edits, self.token_ids, self.soft_rows, self.limits, space.z, self.cells,
+            kept_so_far, *self.edits, *self.cuts, self.token_ids, self.soft_rows, self.limits, space.z, self.cells,
             self.tile_tops[tile], self.tile_masses[tile], space.moment, space.best, self.finite, self.chosen,
             space.heap_z, space.heap_id, space.heap_count, _bits(space.probs), space.probs_row,
         )  # fmt: skip
         if space.filled:
             # Few distinct heights, because the matmul library prepares a kernel for each.
-            height = -(-space.filled // kernels.TURNED) * kernels.TURNED
+            height = -(-space.filled // TURNED) * TURNED
             weights, part = space.probs[:height, :width], space.part[:height]
             torch.mm(weights, self.source[first : first + width], out=part)
+        return space
+
+    def find_cuts(self, submit: Submit, top_k: Int[Tensor, "N"] | None, top_p: Float[Tensor, "N"] | None) -> _Cuts:
+        """Where top_k and top_p end each row, from a matrix of all its logits."""
+        all_z = np.empty((self.rows, self.vocab), np.float32)
+        pending: deque[Future[_Workspace]] = deque()
+        for tile in range(self.num_tiles):
+            if len(pending) == LAG:
+                self.spare.append(pending.popleft().result())
+            space = self.spare.pop() if self.spare else self._workspace()
+            pending.append(submit(self._scale, tile, space, all_z))
+        self.spare.extend(done.result() for done in pending)
+        ks = np.zeros(self.rows, np.int64) if top_k is None else top_k.numpy()
+        ps = np.ones(self.rows) if top_p is None else top_p.double().numpy()
+        rows = [submit(_find_cut, all_z[i], min(int(ks[i]), self.vocab), float(ps[i])) for i in range(self.rows)]
+        found = [row.result() for row in rows]
+        return _Cuts(np.array([z for z, _ in found], np.float32), np.array([j for _, j in found], np.int64))
+
+    @torch.inference_mode()
+    def _scale(self, tile: int, space: _Workspace, all_z: np.ndarray) -> _Workspace:
+        first = tile * TILE
+        width = min(TILE, self.vocab - first)
+        self._multiply(self.embedding[first : first + width], space)
+        kernels.scale_tile(
+            _bits(space.tall), _bits(space.products), width, first, self.inverse_cap, self.scale, *self.edits,
+            space.z, all_z,
+        )  # fmt: skip
         return space
 
     def _multiply(self, weights: Float[Tensor, "T D"], space: _Workspace) -> None:
@@ -257,10 +299,10 @@ class _Sweep:
         if self.query.uniform is None:
             return sample
         uniform = self.query.uniform.double().contiguous().numpy()
-        step = self.rows if submit is _run_now else -(-self.rows // LAG)
+        step = self.rows if submit is run_now else -(-self.rows // LAG)
         shared = (
-            _bits(self.hidden), _bits(self.embedding), self.inverse_cap, self.scale, *self.edits, uniform,
-            self.tile_cells, self.tile_tops, self.tile_masses, self.cells, self.top, self.mass, sample,
+            _bits(self.hidden), _bits(self.embedding), self.inverse_cap, self.scale, *self.edits, *self.cuts,
+            uniform, self.tile_cells, self.tile_tops, self.tile_masses, self.cells, self.top, self.mass, sample,
         )  # fmt: skip
         starts = range(0, self.rows, step) if self.rows else ()
         for done in [submit(kernels.sample_rows, i, min(i + step, self.rows), *shared) for i in starts]:

@@ -1,11 +1,12 @@
 """From the running totals of a sweep to a Reading. N rows, M chosen ids, E soft width."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from presswork.ops.vocab_head.candidates import Candidates, filtered_rows, list_top, read_filtered
+from presswork.ops.vocab_head.candidates import Candidates, list_top, read_filtered
 from presswork.ops.vocab_head.reading import Query, Reading, blank_unreadable
 
 
@@ -30,8 +31,11 @@ class Totals:
     soft: Float[Tensor, "N E"] | None
 
 
-def to_reading(query: Query, totals: Totals) -> Reading:
-    """Finish the readings, then replace those of rows that top_k or top_p filter."""
+def to_reading(query: Query, totals: Totals, read_rest: Callable[[Query], Reading]) -> Reading:
+    """Finish the readings, then replace those of rows that top_k or top_p filter.
+
+    read_rest: reads filtered rows that the candidates cannot decide.
+    """
     log_mass = totals.mass.log()
     log_normalizer = totals.top + log_mass
     listed, chosen, soft = (None, None), None, None
@@ -54,5 +58,5 @@ def to_reading(query: Query, totals: Totals) -> Reading:
         soft_embedding=soft,
     )
     if query.top_k is not None or query.top_p is not None:
-        read_filtered(query, reading, filtered_rows(query), totals.candidates)
+        read_filtered(query, reading, totals.candidates, read_rest)
     return blank_unreadable(reading)

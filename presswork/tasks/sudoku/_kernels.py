@@ -174,9 +174,7 @@ def _settle(units, empties, values, num, banned_cell, banned_bit, once, twice):
     """
     while True:
         num_before = num
-        num, best_cell, best_bits = _place_naked(
-            units, empties, values, num, banned_cell, banned_bit, once, twice
-        )
+        num, best_cell, best_bits = _place_naked(units, empties, values, num, banned_cell, banned_bit, once, twice)
         if num == 0 or best_bits == 0:
             return num, best_cell, best_bits
         # Cells filled after a count was taken leave it too high: that can hide a single until the next pass, no more.
@@ -245,6 +243,17 @@ def _branch(search, depth, bit):
             empties[depth + 1, num] = empties[depth, at]
             num += 1
     num_empty[depth + 1] = num
+
+
+@kernel()
+def count_solutions(puzzle, limit, solution):
+    """Count a puzzle's solutions up to a limit, 0 when clues collide; the last one goes to solution. Mutates that."""
+    search = new_search()
+    if not load(search, puzzle):
+        return 0
+    found = count(search, limit, _NO_CELL, _NO_BITS, np.zeros(1, np.uint64), False)
+    solution[:] = search[2][0]
+    return found
 
 
 @kernel()

@@ -134,11 +134,8 @@ def as_grids(cells: object) -> Grids:
 
 
 def _search(puzzle: Cells, limit: int) -> tuple[int, Cells]:
-    search = _kernels.new_search()
-    if not _kernels.load(search, as_grids(np.asarray(puzzle)[None])[0]):
-        return 0, search[2][0]
-    state = np.zeros(1, np.uint64)
-    return _kernels.count(search, limit, 81, np.uint16(0), state, False), search[2][0]
+    solution = np.zeros(81, np.uint8)
+    return _kernels.count_solutions(as_grids(np.asarray(puzzle)[None])[0], limit, solution), solution
 
 
 def _check_seed(seed: int) -> None:
