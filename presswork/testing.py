@@ -65,6 +65,11 @@ def fixture_model(config: ModelConfig | None = None, *, peak: float = 1.0, width
     return model.eval()
 
 
+def tiny_model(**changes: object) -> Transformer:
+    """The tiny model with the fixture's way of drawing weights."""
+    return fixture_model(tiny_config(**changes))
+
+
 def run_segment(
     model: Transformer, x: Float[Tensor, "N D"], cache: SequenceCache, *, is_canvas: bool
 ) -> Float[Tensor, "N D"]:

@@ -4,8 +4,10 @@ n KV heads, S stored positions, h head width, c new positions.
 
 Full layers keep every position. Sliding layers keep the last window - 1, which is all that a causal row or a canvas
 may still look at, rounded out so that the first stored position is a multiple of ALIGNMENT: attention adds keys up in
-aligned spans, so a row's sums come out the same wherever a prefill was cut into chunks. A snapshot shares its sequence's buffers: positions below its length never change, so nothing is
-copied. Writing needs ownership of the buffer; who does not have it copies first.
+aligned spans, so a row's sums come out the same wherever a prefill was cut into chunks.
+
+A snapshot shares its sequence's buffers: positions below its length never change, so nothing is copied. Writing needs
+ownership of the buffer; who does not have it copies first.
 """
 
 from dataclasses import dataclass

@@ -138,6 +138,22 @@ def _turn_pairs(typing_context, addresses, offset, target):
 
 
 @intrinsic
+def pair_rows(typing_context, even, odd, target):
+    """Write 16 bfloat16 of two rows as 16 pairs, one row of a B tile."""
+
+    def generate(context, builder, signature, args):
+        halves = ir.VectorType(ir.IntType(16), 16)
+        low, high = (
+            builder.zext(builder.load(builder.inttoptr(row, halves.as_pointer()), align=2), _LANES) for row in args[:2]
+        )
+        pairs = builder.or_(low, builder.shl(high, ir.Constant(_LANES, [16] * 16)))
+        builder.store(pairs, _vector_pointer(builder, args[2], 0), align=64)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
 def _round_turned(typing_context, tile, target):
     """Write a float32 tile [16 n, 16 m] as bfloat16 [16 m, 16 n]. NaN survives: a product's has no low bits set."""
 

@@ -1,5 +1,7 @@
 """The cache against the plainest model of it: one list of positions a layer, copied whenever anything is shared.
 
+Sliding layers start at aligned positions; tests that count positions set the alignment, others take it as it is.
+
 n KV heads, S stored positions, h head width, c new positions.
 """
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from presswork.cache import contiguous
+from presswork.cache import contiguous
 from presswork.cache.contiguous import KeyView, SequenceCache, bytes_per_position
 from presswork.config import LayerConfig, ModelConfig, periodic_layers
 from presswork.testing import tiny_config
@@ -25,7 +28,6 @@ SLIDING, FULL = 0, 1
 def trimmed_to_the_position(monkeypatch):
     """Sliding layers trim at multiples of ALIGNMENT; at 1 every border shows up within a few positions."""
     monkeypatch.setattr(contiguous, "ALIGNMENT", 1)
-
 
 
 @pytest.fixture
@@ -64,11 +66,16 @@ class Naive:
     def copy(self) -> "Naive":
         return Naive(self.config, [list(one) for one in self.k], [list(one) for one in self.v])
 
-    def first(self, layer: int) -> int:
+    def first_visible(self, layer: int) -> int:
+        """The oldest position that a next row may look at."""
         return 0 if self.config.layers[layer].is_full else max(0, len(self.k[layer]) - (WINDOW - 1))
 
-    def expected(self, layer: int, k: Tensor, v: Tensor) -> tuple[list[Tensor], list[Tensor], int]:
-        first = self.first(layer)
+    def first_stored(self, layer: int) -> int:
+        visible = self.first_visible(layer)
+        return visible - visible % contiguous.ALIGNMENT
+
+    def expected(self, layer: int, k: Tensor, v: Tensor, first: int) -> tuple[list[Tensor], list[Tensor], int]:
+        """The positions from `first` on, followed by new ones."""
         return [*self.k[layer][first:], *k], [*self.v[layer][first:], *v], first
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> None:
@@ -88,7 +95,7 @@ def assert_stored(cache: SequenceCache, naive: Naive) -> None:
     """What the cache holds is what the naive model would still need."""
     assert cache.length == len(naive.k[FULL])
     for i, layer in enumerate(cache.layers):
-        assert (layer.length, layer.first) == (len(naive.k[i]), naive.first(i))
+        assert (layer.length, layer.first) == (len(naive.k[i]), naive.first_stored(i))
         assert layer.num_stored == layer.length - layer.first
         if layer.buffer is not None:
             rows = slice(layer.offset, layer.offset + layer.num_stored)
@@ -100,7 +107,9 @@ def write(cache: SequenceCache, naive: Naive, num: int, source: Source, *, keep:
     """Append or stage on both models, layer by layer, and compare what is seen."""
     for i, layer in enumerate(naive.config.layers):
         k, v = source.draw(layer, num)
-        expected = naive.expected(i, k, v)
+        # A canvas sees exactly what it may; causal rows get all that is stored and a mask.
+        first = naive.first_stored(i) if keep else naive.first_visible(i)
+        expected = naive.expected(i, k, v, first)
         assert_view(cache.append(i, k, v) if keep else cache.stage(i, k, v), expected)
         if keep:
             naive.append(i, k, v)
@@ -117,7 +126,8 @@ def test_random_histories_of_related_sequences_match_the_naive_model(
     seed: int, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Small buffers, so that growing and moving happen all the time.
-    monkeypatch.setattr("presswork.cache.contiguous._GROWTH", 1 + seed % 4)
+    monkeypatch.setattr(contiguous, "_GROWTH", 1 + seed % 4)
+    monkeypatch.setattr(contiguous, "ALIGNMENT", (1, 2, 3, 8, 256)[seed % 5])
     rng, source = random.Random(seed), Source()
     pool: list[tuple[SequenceCache, Naive]] = [(SequenceCache(config), Naive(config))]
     for _ in range(150):
@@ -240,16 +250,21 @@ def test_releasing_what_one_does_not_own_takes_nothing_from_the_owner(config: Mo
 
 
 @pytest.mark.parametrize("chunk", [1, 3, WINDOW - 1, WINDOW, 40])
-def test_sliding_layers_keep_the_window_less_one_and_full_layers_everything(chunk: int, config: ModelConfig) -> None:
+@pytest.mark.parametrize("alignment", [1, 4, 256])
+def test_sliding_layers_keep_the_window_less_one_rounded_out_and_full_layers_everything(
+    alignment: int, chunk: int, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contiguous, "ALIGNMENT", alignment)
     source, cache, naive = Source(), SequenceCache(config), Naive(config)
-    for i in range(1, 6):
+    for i in range(1, 13):
         write(cache, naive, chunk, source, keep=True)
         length = i * chunk
         sliding, full = cache.layers
         assert cache.length == sliding.length == full.length == length
         assert (full.first, full.num_stored) == (0, length)
-        assert sliding.num_stored == min(length, WINDOW - 1)
-        assert sliding.first == length - sliding.num_stored
+        assert sliding.first % alignment == 0
+        needed = min(length, WINDOW - 1)
+        assert needed <= sliding.num_stored < needed + alignment
 
 
 def test_a_staged_canvas_is_not_kept(config: ModelConfig) -> None:
@@ -321,7 +336,7 @@ def test_a_full_layer_grows_by_a_share_of_its_length(config: ModelConfig) -> Non
 
 def test_a_sliding_layer_stays_small_however_long_the_sequence(config: ModelConfig) -> None:
     count, largest = moves(config, SLIDING, num_appends=2000, chunk=1)
-    assert largest <= 2 * WINDOW + 256
+    assert largest <= 2 * (WINDOW + contiguous.ALIGNMENT)
     assert count <= 2000 / 200
 
 

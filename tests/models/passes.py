@@ -93,12 +93,11 @@ def capped_logits(model: Transformer, hidden: Float[Tensor, "N D"]) -> Float[Ten
 
 
 def stored(cache: SequenceCache) -> list[tuple[Float[Tensor, "n S h"], Float[Tensor, "n S h"]]]:
-    """Keys and values that a canvas may still look at, layer by layer."""
+    """Keys and values that a next row may still look at, layer by layer; the cache may hold a few more."""
     found = []
     for layer in cache.layers:
         assert layer.buffer is not None
-        num = layer.num_stored if layer.kept is None else min(layer.kept, layer.num_stored)
-        end = layer.offset + layer.num_stored
-        rows = slice(end - num, end)
-        found.append((layer.buffer.k[:, rows], layer.buffer.v[:, rows]))
+        stop = layer.offset + layer.num_stored
+        start = layer.offset if layer.kept is None else max(layer.offset, stop - layer.kept)
+        found.append((layer.buffer.k[:, start:stop], layer.buffer.v[:, start:stop]))
     return found

@@ -66,6 +66,8 @@ SCENARIOS = {
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS.keys())
 def test_a_replayed_stream_gives_the_reference_tokens(scenario):
     model = fixture_model(peak=scenario.get("peak", 6.0), width=2.0)
-    tokens, steps = replay_generate(model, prompt_ids(*scenario["prompt"]), rules(**scenario["rules"]), **scenario["run"])
+    tokens, steps = replay_generate(
+        model, prompt_ids(*scenario["prompt"]), rules(**scenario["rules"]), **scenario["run"]
+    )
     assert tokens.tolist() == scenario["tokens"]
     assert steps == scenario["steps"]

@@ -24,7 +24,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     visible = None if visible is None else visible.contiguous()
     if q.dtype is torch.float32:
         return _attend_plain(q, k, v, visible)
-    return tiles.attend(q, k, v, visible) if tiles.fits_tiles(q) else _attend_fused(q, k, v, visible)
+    # A single row is not worth turning all keys into tiles.
+    on_tiles = q.shape[0] > 1 and tiles.fits_tiles(q)
+    return tiles.attend(q, k, v, visible) if on_tiles else _attend_fused(q, k, v, visible)
 
 
 def _attend_plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:

@@ -25,11 +25,10 @@ from presswork.ops.lanes import (
     largest,
     uint8_at,
     uint16_at,
-    uint32_at,
     write_row,
 )
 from presswork.ops.threads import num_shares, run_shared
-from presswork.ops.tiles import TILE_BYTES, aligned, has_tiles, multiply, pack_matrix, start_tiles, stop_tiles
+from presswork.ops.tiles import TILE_BYTES, aligned, has_tiles, multiply, pack_matrix, pair_rows, start_tiles, stop_tiles
 
 _ROWS = 32  # query rows worked on together
 
@@ -39,13 +38,11 @@ def _pack_values(v, v_bytes, num_keys, steps, width, target):
     """V of a span as B tiles [h / 16][steps][16 pairs of keys][16]; missing keys are zero."""
     zeros = np.zeros(width, np.uint16)
     for pair in range(16 * steps):
-        even = carray(uint16_at(v + 2 * pair * v_bytes if 2 * pair < num_keys else zeros.ctypes.data), width)
-        odd = carray(uint16_at(v + (2 * pair + 1) * v_bytes if 2 * pair + 1 < num_keys else zeros.ctypes.data), width)
+        even = v + 2 * pair * v_bytes if 2 * pair < num_keys else np.int64(zeros.ctypes.data)
+        odd = v + (2 * pair + 1) * v_bytes if 2 * pair + 1 < num_keys else np.int64(zeros.ctypes.data)
         place = target + pair // 16 * TILE_BYTES + pair % 16 * 64
         for first in range(0, width, 16):
-            row = carray(uint32_at(place + first // 16 * steps * TILE_BYTES), 16)
-            for i in range(16):
-                row[i] = np.uint32(even[first + i]) | (np.uint32(odd[first + i]) << np.uint32(16))
+            pair_rows(even + 2 * first, odd + 2 * first, place + first // 16 * steps * TILE_BYTES)
     keep(zeros)
 
 

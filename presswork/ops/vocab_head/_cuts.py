@@ -12,7 +12,7 @@ _BINS_PER_UNIT = np.float32(64.0)  # 64 units of z below the largest; whatever i
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _bin(z, top):
-    return min(int((top - z) * _BINS_PER_UNIT), _BINS - 1)
+    return int(min((top - z) * _BINS_PER_UNIT, np.float32(_BINS - 1)))
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

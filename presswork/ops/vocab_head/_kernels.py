@@ -3,8 +3,8 @@
 Weights and products arrive as integer views of their bits, int16 for bfloat16 and int32 for float32, so that one source
 serves both. Arithmetic is float32 within a cell of CELL neighbouring ids and float64 above it. The loops over one row
 are kept in small functions of their own because LLVM vectorises those reliably; fastmath flags are chosen per function
-so that exact tricks (rounding by a magic constant, minus infinity) survive. Nearly all of it is one file because numba's
-cache notices a change only in the file of the compiled function itself, not in one that function calls into.
+so that exact tricks (rounding by a magic constant, minus infinity) survive. Nearly all of it is one file: numba's cache
+notices a change only in the file of the compiled function itself, not in one that function calls into.
 """
 
 import math

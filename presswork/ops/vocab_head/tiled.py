@@ -21,7 +21,7 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -146,7 +146,7 @@ def _bits(x: Tensor) -> np.ndarray:
     return x.view(_BITS[x.dtype]).numpy()
 
 
-def _find_cut(z: np.ndarray, top_k: int, top_p: float) -> tuple[float, int]:
+def _find_cut(z: np.ndarray, top_k: int, top_p: float) -> tuple[Any, int]:
     e = np.empty_like(z)
     return find_cut(z, e, kernels.masses(z, e), top_k, top_p)
 

@@ -1,0 +1,3 @@
+from presswork.cli import main
+
+main()
