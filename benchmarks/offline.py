@@ -59,10 +59,15 @@ def sudoku_modes(runs: int) -> dict[str, Any]:
 
 
 MIXED = [
-    dict(length=5, max_tokens=24), dict(length=40, max_tokens=16, mode="ar"), dict(length=17, max_tokens=32, top_k=5),
-    dict(length=3, max_tokens=24, entropy_bound=1.0), dict(length=64, max_tokens=8), dict(length=9, max_tokens=24, mode="ar"),
-    dict(length=30, max_tokens=40, temperature=0.0), dict(length=12, max_tokens=24, repetition_penalty=1.2),
-]  # fmt: skip
+    dict(length=5, max_tokens=24),
+    dict(length=40, max_tokens=16, mode="ar"),
+    dict(length=17, max_tokens=32, top_k=5),
+    dict(length=3, max_tokens=24, entropy_bound=1.0),
+    dict(length=64, max_tokens=8),
+    dict(length=9, max_tokens=24, mode="ar"),
+    dict(length=30, max_tokens=40, temperature=0.0),
+    dict(length=12, max_tokens=24, repetition_penalty=1.2),
+]
 
 
 def crowd(engine: Engine, runs: int) -> dict[str, Any]:
@@ -111,7 +116,12 @@ def main() -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "offline.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({name: value["ratio"] for name, value in result.items() if isinstance(value, dict) and "ratio" in value}, indent=2))
+    print(
+        json.dumps(
+            {name: value["ratio"] for name, value in result.items() if isinstance(value, dict) and "ratio" in value},
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -116,7 +116,9 @@ def replay_canvas(
     states = [start_canvas(noise, 0, length, vocab) for noise in noises]
     while not all(state.finished for state in states):
         step = max(state.step for state in states)
-        readings = [None if s.finished else _plain_reading(model, c, s, rules) for s, c in zip(states, caches, strict=True)]
+        readings = [
+            None if s.finished else _plain_reading(model, c, s, rules) for s, c in zip(states, caches, strict=True)
+        ]
         flat = torch.full((length, vocab), 1.0 / vocab)
         weights = torch.cat([flat if r is None else r[1] for r in readings])
         samples = torch.multinomial(weights, 1, generator=generator).view(num, length)

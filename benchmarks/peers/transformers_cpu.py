@@ -68,7 +68,11 @@ def presswork_runner(folder: Path, steps: int) -> Any:
     def run() -> float:
         start = time.perf_counter()
         reply = engine.generate(
-            prompt_token_ids=ids, max_tokens=CANVAS, max_denoising_steps=steps, stability_threshold=None, ignore_eos=True
+            prompt_token_ids=ids,
+            max_tokens=CANVAS,
+            max_denoising_steps=steps,
+            stability_threshold=None,
+            ignore_eos=True,
         )
         assert reply.stats.num_denoise_steps == steps and len(reply.token_ids) == CANVAS
         return time.perf_counter() - start
@@ -159,7 +163,11 @@ def high_water_mb() -> float:
 def hardware() -> dict[str, Any]:
     """What the figures were measured on."""
     model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
@@ -175,7 +183,9 @@ def main() -> None:
     """Parse arguments, run the sizes asked for, write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", metavar="SIZE", help=f"of {', '.join(SIZES)}; all by default")
-    parser.add_argument("--runs", type=int, default=3, help="counted runs of each engine, alternated, after one warm-up")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="counted runs of each engine, alternated, after one warm-up"
+    )
     parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:

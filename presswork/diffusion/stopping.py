@@ -27,9 +27,7 @@ class StableAndConfidentRule:
             isinstance(self.stability_threshold, int) and self.stability_threshold >= 0,
             f"stability_threshold must be an integer of at least 0, got {self.stability_threshold!r}",
         )
-        require(
-            self.confidence_threshold > 0, f"confidence_threshold must be above 0, got {self.confidence_threshold}"
-        )
+        require(self.confidence_threshold > 0, f"confidence_threshold must be above 0, got {self.confidence_threshold}")
 
     def converged(
         self, argmax: Int[Tensor, "L"], previous: Sequence[Int[Tensor, "L"]], entropy: Float[Tensor, "L"]

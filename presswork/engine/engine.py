@@ -60,7 +60,9 @@ class EngineConfig:
         for name in ("max_running", "max_waiting", "prefill_chunk", "max_rows"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         require(self.prefix_cache_bytes >= 0, f"prefix_cache_bytes must not be negative, got {self.prefix_cache_bytes}")
-        require(self.max_context is None or self.max_context >= 1, f"max_context must be at least 1, got {self.max_context}")
+        require(
+            self.max_context is None or self.max_context >= 1, f"max_context must be at least 1, got {self.max_context}"
+        )
 
 
 class Engine:
@@ -359,7 +361,7 @@ class Engine:
         return [list(prompt_token_ids)], True
 
     def encode_prompt(self, text: str, *, raw: bool = False) -> list[int]:
-        """Token ids of a text prompt: one user turn where there is a chat template, else or when raw the text itself."""
+        """Token ids of a text prompt: one user turn where there is a chat template, unless raw."""
         if self.template is not None and not raw:
             return self.encode_chat([{"role": "user", "content": text}])
         return self._require_tokenizer().encode(text)

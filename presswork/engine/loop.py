@@ -131,9 +131,7 @@ class EngineLoop:
             logprobs = self._canvas_logprobs(request, hidden[: taken.num_tokens], taken.num_tokens)
         kept = ids[: taken.num_tokens]
         request.emit(
-            Commit(
-                canvas_index=canvas.index, token_ids=kept, text=taken.text, num_steps=canvas.step, logprobs=logprobs
-            )
+            Commit(canvas_index=canvas.index, token_ids=kept, text=taken.text, num_steps=canvas.step, logprobs=logprobs)
         )
         request.canvas = None
         if taken.finish_reason is not None:
@@ -141,9 +139,7 @@ class EngineLoop:
         else:
             request.pending = kept
 
-    def _canvas_logprobs(
-        self, request: Request, hidden: Float[Tensor, "N D"], num_tokens: int
-    ) -> list[TokenLogprob]:
+    def _canvas_logprobs(self, request: Request, hidden: Float[Tensor, "N D"], num_tokens: int) -> list[TokenLogprob]:
         canvas = request.canvas
         assert canvas is not None
         steps = canvas.settled_step[:num_tokens].tolist()
@@ -162,9 +158,7 @@ class EngineLoop:
             pairs = zip(reading.topk_ids.tolist(), reading.topk_logprobs.tolist(), strict=True)
             tops = [tuple(zip(row_ids, row_logprobs, strict=True)) for row_ids, row_logprobs in pairs]
         return [
-            TokenLogprob(
-                token_id=token, logprob=logprob, entropy=h, settled_step=step, num_steps=num_steps, top=top
-            )
+            TokenLogprob(token_id=token, logprob=logprob, entropy=h, settled_step=step, num_steps=num_steps, top=top)
             for token, logprob, h, step, top in zip(ids.tolist(), chosen, entropy, settled, tops, strict=True)
         ]
 

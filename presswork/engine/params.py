@@ -122,14 +122,14 @@ def _check_count(name: str, value: object, low: int, high: int | None = None, *,
     if value is None and optional:
         return
     wanted = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or value < low or (high is not None and value > high):
+    number = value if isinstance(value, int) and not isinstance(value, bool) else None
+    if number is None or number < low or (high is not None and number > high):
         raise RequestError(f"{name} must be {wanted}{' or none' if optional else ''}, got {value!r}")
 
 
 def _check_real(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_real or not (low <= value <= high) or (open_low and value == low):
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if number is None or not (low <= number <= high) or (open_low and number == low):
         bracket = "(" if open_low else "["
         raise RequestError(f"{name} must be a number in {bracket}{low:g}, {high:g}], got {value!r}")
 

@@ -101,9 +101,7 @@ class Request:
             token_ids=list(self.output.token_ids),
             finish_reason=reason,
             stop_match=stop_match,
-            usage=Usage(
-                prompt_tokens=len(self.prompt_ids), cached_tokens=self.cached_tokens, completion_tokens=count
-            ),
+            usage=Usage(prompt_tokens=len(self.prompt_ids), cached_tokens=self.cached_tokens, completion_tokens=count),
             stats=Stats(
                 num_canvases=self.num_canvases,
                 num_denoise_steps=self.num_denoise_steps,

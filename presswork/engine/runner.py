@@ -4,7 +4,7 @@ N rows of a pass, D model width, L canvas, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -129,7 +129,9 @@ class Runner:
         prompts = [i for i, piece in enumerate(slices) if not piece.is_canvas]
         if canvases:
             ids = torch.cat([slices[i].ids for i in canvases])
-            _scatter(parts, canvases, self.model.embed_canvas(ids, self._beliefs([slices[i] for i in canvases])), slices)
+            _scatter(
+                parts, canvases, self.model.embed_canvas(ids, self._beliefs([slices[i] for i in canvases])), slices
+            )
         if prompts:
             ids = torch.cat([slices[i].ids for i in prompts])
             _scatter(parts, prompts, self.model.embed_prompt(ids), slices)
@@ -141,11 +143,11 @@ class Runner:
             return None
         like = self.model.decoder.embedding
         blank = [like.new_zeros(piece.ids.shape[0], self.config.hidden_size) for piece in canvases]
-        return torch.cat([z if piece.belief is None else piece.belief for piece, z in zip(canvases, blank, strict=True)])
+        return torch.cat(
+            [z if piece.belief is None else piece.belief for piece, z in zip(canvases, blank, strict=True)]
+        )
 
-    def read_canvases(
-        self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "L D"]]
-    ) -> list[Reading]:
+    def read_canvases(self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "L D"]]) -> list[Reading]:
         """Each canvas's reading under its step's temperature, from one sweep over the vocabulary."""
         counts = [rows.shape[0] for rows in hidden]
         temperature, uniform, top_k, top_p, soft = [], [], [], [], []
@@ -189,9 +191,7 @@ class Runner:
         )
         return split_reading(reading, counts)
 
-    def read_logprobs(
-        self, hidden: Float[Tensor, "N D"], ids: Int[Tensor, "N"], num_top: int = 0
-    ) -> Reading:
+    def read_logprobs(self, hidden: Float[Tensor, "N D"], ids: Int[Tensor, "N"], num_top: int = 0) -> Reading:
         """Log-probabilities of given tokens under the model itself: temperature 1, nothing edited or filtered."""
         return read_vocab(
             hidden,
@@ -230,8 +230,8 @@ def split_reading(reading: Reading, counts: Sequence[int]) -> list[Reading]:
     if len(counts) == 1:
         return [reading]
     columns = {f.name: getattr(reading, f.name) for f in fields(Reading)}
-    pieces = {name: None if rows is None else rows.split(list(counts)) for name, rows in columns.items()}
-    return [Reading(**{name: None if p is None else p[i] for name, p in pieces.items()}) for i in range(len(counts))]
+    pieces = {name: rows.split(list(counts)) for name, rows in columns.items() if rows is not None}
+    return [replace(reading, **{name: parts[i] for name, parts in pieces.items()}) for i in range(len(counts))]
 
 
 def _scatter(parts: list[Tensor | None], numbers: list[int], rows: Tensor, slices: list[_Slice]) -> None:

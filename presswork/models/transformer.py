@@ -97,13 +97,19 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int):
         super().__init__()
-        self.index, self.eps, self.kind = index, config.rms_norm_eps, config.layers[index].kind
+        self.index, self.eps = index, config.rms_norm_eps
+        self.kind: LayerKind = config.layers[index].kind
         self.attention = Attention(config, config.layers[index])
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
         self.experts = Experts(config)
-        for name in ("attention_norm", "attention_output_norm", "mlp_norm", "mlp_output_norm",
-                     "experts_norm", "experts_output_norm", "output_norm"):  # fmt: skip
-            setattr(self, name, _weight(config.hidden_size))
+        width = config.hidden_size
+        self.attention_norm = _weight(width)
+        self.attention_output_norm = _weight(width)
+        self.mlp_norm = _weight(width)
+        self.mlp_output_norm = _weight(width)
+        self.experts_norm = _weight(width)
+        self.experts_output_norm = _weight(width)
+        self.output_norm = _weight(width)
 
     def forward(
         self, x: Float[Tensor, "N D"], rope: RopeTables, attend: Attend, scale: Float[Tensor, "N"],
@@ -204,9 +210,7 @@ class Transformer(nn.Module):
         """Scaled embeddings for causal rows."""
         return F.embedding(ids, self.encoder.embedding) * self.embedding_scale
 
-    def embed_canvas(
-        self, ids: Int[Tensor, "N"], soft_embedding: Float[Tensor, "N D"] | None
-    ) -> Float[Tensor, "N D"]:
+    def embed_canvas(self, ids: Int[Tensor, "N"], soft_embedding: Float[Tensor, "N D"] | None) -> Float[Tensor, "N D"]:
         """Canvas embeddings with the belief of the previous step.
 
         Args:
@@ -225,9 +229,7 @@ class Transformer(nn.Module):
                 tables[layer.kind] = rope_table(frequencies, positions, self.dtype)
         return tables
 
-    def forward(
-        self, x: Float[Tensor, "N D"], rows: PassRows, attend: Attend
-    ) -> Float[Tensor, "M D"]:
+    def forward(self, x: Float[Tensor, "N D"], rows: PassRows, attend: Attend) -> Float[Tensor, "M D"]:
         """Final hidden state (after the last norm) of the wanted rows.
 
         Args:

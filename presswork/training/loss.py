@@ -1,4 +1,7 @@
-"""Losses of one training batch. B examples, C canvases, T prompt and response, L canvas, N rows, D width, V vocabulary."""
+"""Losses of one training batch.
+
+B examples, C canvases, T prompt and response, L canvas, N rows, D width, V vocabulary.
+"""
 
 from dataclasses import dataclass
 

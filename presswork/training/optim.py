@@ -36,6 +36,7 @@ class MasterOptimizer:
         ]
         self._adamw = torch.optim.AdamW(groups, lr=config.peak_rate, betas=config.betas, fused=True)
 
+    @torch.no_grad()
     def step(self, step: int) -> float:
         """Take the gradients the backward pass left, move the masters, refresh the model; returns the gradient norm."""
         for name, parameter in self._parameters.items():
@@ -47,8 +48,8 @@ class MasterOptimizer:
             group["lr"] = learning_rate(self._config, step, self._num_steps)
         self._adamw.step()
         decay = min(self._ema_decay, (step + 1) / (step + 10))
-        averages, masters = list(self.average.values()), list(self.masters.values())
-        torch._foreach_lerp_(averages, masters, 1 - decay)
+        for name, average in self.average.items():
+            average.lerp_(self.masters[name], 1 - decay)
         self._publish(self.masters)
         return float(norm)
 

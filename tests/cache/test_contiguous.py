@@ -1,6 +1,6 @@
 """The cache against the plainest model of it: one list of positions a layer, copied whenever anything is shared.
 
-Sliding layers start at aligned positions; tests that count positions set the alignment, others take it as it is.
+Sliding layers start at aligned positions; here every position is one unless a test sets another alignment.
 
 n KV heads, S stored positions, h head width, c new positions.
 """
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from presswork.cache import contiguous
-from presswork.cache import contiguous
 from presswork.cache.contiguous import KeyView, SequenceCache, bytes_per_position
 from presswork.config import LayerConfig, ModelConfig, periodic_layers
 from presswork.testing import tiny_config
@@ -25,7 +24,7 @@ SLIDING, FULL = 0, 1
 
 
 @pytest.fixture(autouse=True)
-def trimmed_to_the_position(monkeypatch):
+def trimmed_to_the_position(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sliding layers trim at multiples of ALIGNMENT; at 1 every border shows up within a few positions."""
     monkeypatch.setattr(contiguous, "ALIGNMENT", 1)
 
@@ -334,9 +333,13 @@ def test_a_full_layer_grows_by_a_share_of_its_length(config: ModelConfig) -> Non
     assert largest <= 2 * 500 * 16
 
 
-def test_a_sliding_layer_stays_small_however_long_the_sequence(config: ModelConfig) -> None:
+@pytest.mark.parametrize("alignment", [1, 256])
+def test_a_sliding_layer_stays_small_however_long_the_sequence(
+    alignment: int, config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contiguous, "ALIGNMENT", alignment)
     count, largest = moves(config, SLIDING, num_appends=2000, chunk=1)
-    assert largest <= 2 * (WINDOW + contiguous.ALIGNMENT)
+    assert largest <= 2 * WINDOW + alignment + contiguous._GROWTH
     assert count <= 2000 / 200
 
 
@@ -357,7 +360,7 @@ def test_a_dropped_sequence_is_freed_though_its_snapshot_lives(config: ModelConf
     assert gone() is None and snapshot.length == 7
 
 
-def test_sliding_layers_start_at_a_multiple_of_the_alignment(monkeypatch):
+def test_sliding_layers_start_at_a_multiple_of_the_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention sums in aligned spans: what is stored of a window starts on one, a canvas sees the window alone."""
     monkeypatch.setattr(contiguous, "ALIGNMENT", 4)
     layer, owner = contiguous.LayerCache(kept=WINDOW - 1), object()

@@ -21,9 +21,7 @@ def test_concurrent_requests_equal_the_sync_engine(confident_model):
         return [reply.token_ids for reply in replies]
 
     sync = Engine(confident_model)
-    expected = [
-        sync.generate(prompt_token_ids=prompt_ids(5 + n, n), max_tokens=12, seed=n).token_ids for n in range(6)
-    ]
+    expected = [sync.generate(prompt_token_ids=prompt_ids(5 + n, n), max_tokens=12, seed=n).token_ids for n in range(6)]
     assert asyncio.run(main()) == expected
 
 
@@ -52,7 +50,9 @@ def test_errors_reach_the_caller(confident_model):
         try:
             with pytest.raises(RequestError, match="token id 99"):
                 await facade.generate(prompt_token_ids=[99], max_tokens=4)
-            events = [event async for event in facade.stream(prompt_ids(5, 1), facade.engine.defaults.changed(max_tokens=4))]
+            events = [
+                event async for event in facade.stream(prompt_ids(5, 1), facade.engine.defaults.changed(max_tokens=4))
+            ]
             assert isinstance(events[-1], Done)
         finally:
             await facade.aclose()

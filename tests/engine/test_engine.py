@@ -29,7 +29,7 @@ def start(engine: Engine, case: dict):
 
 
 def finish(engine: Engine, request) -> list[int]:
-    return [event.reply.token_ids for event in engine.events(request) if isinstance(event, Done)][0]
+    return next(event.reply.token_ids for event in list(engine.events(request)) if isinstance(event, Done))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,9 @@ def test_finished_canvases_leave_at_once(confident_model):
     slow = engine.submit(
         prompt_ids(7, 1), engine.defaults.changed(max_tokens=8, stability_threshold=None, ignore_eos=True)
     )
-    fast = engine.submit(prompt_ids(7, 9), engine.defaults.changed(max_tokens=8, max_denoising_steps=2, ignore_eos=True))
+    fast = engine.submit(
+        prompt_ids(7, 9), engine.defaults.changed(max_tokens=8, max_denoising_steps=2, ignore_eos=True)
+    )
     while not fast.ended:
         engine.step()
     assert not slow.ended and slow.num_denoise_steps == 2
@@ -113,7 +115,9 @@ def test_the_last_canvas_is_not_committed(engine):
 
 def test_automatic_canvas_length_shrinks_to_what_is_left(engine):
     request = engine.submit(
-        prompt_ids(7, 1), engine.defaults.changed(max_tokens=11, max_denoising_steps=2, ignore_eos=True), wants_drafts=True
+        prompt_ids(7, 1),
+        engine.defaults.changed(max_tokens=11, max_denoising_steps=2, ignore_eos=True),
+        wants_drafts=True,
     )
     drafts = [event for event in engine.events(request) if isinstance(event, Draft)]
     assert [len(draft.token_ids) for draft in drafts] == [8, 8, 3, 3]
@@ -149,7 +153,9 @@ def test_cancel_frees_everything(engine):
         engine.cancel(request)
     assert engine.num_running == engine.num_waiting == 0
     assert all(request.cache is None and request.canvas is None for request in requests)
-    assert [event.reply.finish_reason for event in engine.events(requests[0]) if isinstance(event, Done)] == ["cancelled"]
+    assert [event.reply.finish_reason for event in engine.events(requests[0]) if isinstance(event, Done)] == [
+        "cancelled"
+    ]
 
 
 def test_closing_a_stream_cancels(engine):

@@ -22,7 +22,7 @@ def test_the_longest_stored_prefix_is_found(confident_model):
         prefix.put(ids[:length], filled(confident_model, ids[:length]))
     assert prefix.longest(ids, 20).length == 15
     assert prefix.longest(ids, 14).length == 9
-    assert prefix.longest(ids[:9] + [0, 0, 0], 12).length == 9
+    assert prefix.longest([*ids[:9], 0, 0, 0], 12).length == 9
     assert prefix.longest([0, *ids], 21) is None
 
 

@@ -47,7 +47,7 @@ def _attend_plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Te
 
 def _attend_spans(rows: Tensor, k: Tensor, v: Tensor, groups: int, visible: Tensor | None) -> Tensor:
     """Attention of the rows [n, R, h] of each KV head, keys in spans of one size with running maxima and sums."""
-    num_kv, num_rows, head_dim = rows.shape
+    num_kv, num_rows, _ = rows.shape
     # Products of fewer rows take other kernels, which round otherwise.
     rows = F.pad(rows, (0, 0, 0, max(0, MIN_ROWS - num_rows)))
     mixed = torch.zeros(rows.shape)

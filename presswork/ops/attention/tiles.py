@@ -28,7 +28,16 @@ from presswork.ops.lanes import (
     write_row,
 )
 from presswork.ops.threads import num_shares, run_shared
-from presswork.ops.tiles import TILE_BYTES, aligned, has_tiles, multiply, pack_matrix, pair_rows, start_tiles, stop_tiles
+from presswork.ops.tiles import (
+    TILE_BYTES,
+    aligned,
+    has_tiles,
+    multiply,
+    pack_matrix,
+    pair_rows,
+    start_tiles,
+    stop_tiles,
+)
 
 _ROWS = 32  # query rows worked on together
 

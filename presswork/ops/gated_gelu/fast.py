@@ -26,7 +26,15 @@ from presswork.ops.lanes import (
 )
 from presswork.ops.linear import fast as products
 from presswork.ops.threads import num_shares, run_shared
-from presswork.ops.tiles import TILE_BYTES, aligned, multiply_apart, multiply_packed, pack_matrix, start_tiles, stop_tiles
+from presswork.ops.tiles import (
+    TILE_BYTES,
+    aligned,
+    multiply_apart,
+    multiply_packed,
+    pack_matrix,
+    start_tiles,
+    stop_tiles,
+)
 
 
 @kernel(fastmath=EXACT)

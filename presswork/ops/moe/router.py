@@ -103,7 +103,9 @@ def _route_inputs(x, x_bytes, num_rows, width, scale_address, factor, eps, is_bf
 
 
 @kernel()
-def _choose_all(logits_address, num_rows, num_experts, per_expert_address, top_k, is_bf16, weights_address, experts_address):
+def _choose_all(
+    logits_address, num_rows, num_experts, per_expert_address, top_k, is_bf16, weights_address, experts_address
+):
     per_expert, logits = np.empty(num_experts, np.float32), np.empty(num_experts, np.float32)
     keys = np.empty(num_experts, np.int64)
     read_row(per_expert_address, num_experts, is_bf16, per_expert)

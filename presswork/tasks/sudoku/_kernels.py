@@ -12,7 +12,7 @@ _CELLS = np.arange(81)
 _ROW = (_CELLS // 9).astype(np.uint8)
 _COLUMN = (9 + _CELLS % 9).astype(np.uint8)
 _BOX = (18 + _CELLS // 27 * 3 + _CELLS % 9 // 3).astype(np.uint8)
-_UNIT_CELLS = np.array([np.flatnonzero((_ROW == u) | (_COLUMN == u) | (_BOX == u)) for u in range(27)], dtype=np.uint8)
+_UNIT_CELLS = np.stack([np.flatnonzero((np.stack([_ROW, _COLUMN, _BOX]) == unit).any(axis=0)) for unit in range(27)])
 _NUM_BITS = np.array([mask.bit_count() for mask in range(512)], dtype=np.uint8)
 _DIGIT = np.array([mask.bit_length() for mask in range(512)], dtype=np.uint8)  # of a mask with one bit
 _ALL = np.uint16(511)
@@ -135,7 +135,7 @@ def _place_naked(units, empties, values, num, banned_cell, banned_bit, once, twi
 
 @kernel()
 def _find_hidden(units, once, twice):
-    """Leave in once the digits with a single place in their unit. Returns 1, 0 for none, -1 for a digit without place."""
+    """Leave in once the digits with one place in their unit. Returns 1, or 0 for none, or -1 where one has no place."""
     any_bits = _NO_BITS
     for unit in range(27):
         if units[unit] & ~once[unit] != 0:
@@ -327,7 +327,6 @@ def make_puzzles(seed, first, low, high, max_grids, puzzles, solutions):
     Returns: puzzles made; less than asked when one ran out of grids. Mutates both arrays.
     """
     search = new_search()
-    order = np.arange(81)
     for i in range(len(puzzles)):
         state = stream(seed, first + i)
         wanted = low + draw_below(state, high - low + 1) if low > 0 else 0
@@ -339,6 +338,7 @@ def make_puzzles(seed, first, low, high, max_grids, puzzles, solutions):
                 break
         if num_clues > high:
             return i
+        order = np.arange(81)
         shuffle(state, order)
         for cell in order:
             if num_clues >= wanted:

@@ -67,7 +67,7 @@ def evaluate_puzzles(
         prefill included), wall_s; the same five under ar.
     """
     changes = {} if temperature is None else {"temperature": temperature}
-    report = {"num": len(puzzles), "seed": seed}
+    report: dict[str, Any] = {"num": len(puzzles), "seed": seed}
     report |= _run(engine, puzzles, solutions, "diffusion", on_progress, seed=seed, **changes)
     if with_ar:
         report["ar"] = _run(engine, puzzles, solutions, "ar", on_progress, seed=seed, temperature=0.0)
@@ -101,8 +101,9 @@ def is_solved(puzzle: Cells, cells: Cells) -> bool:
     """Whether cells keep every clue and hold 1-9 once in each row, column and box."""
     puzzle, grid = np.asarray(puzzle).reshape(81), np.asarray(cells).reshape(9, 9)
     boxes = grid.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)
-    keeps_clues = ((puzzle == 0) | (puzzle == grid.reshape(81))).all()
-    return bool(keeps_clues) and all((np.sort(unit, axis=1) == np.arange(1, 10)).all() for unit in (grid, grid.T, boxes))
+    if ((puzzle != 0) & (puzzle != grid.reshape(81))).any():
+        return False
+    return all((np.sort(units, axis=1) == np.arange(1, 10)).all() for units in (grid, grid.T, boxes))
 
 
 def num_cells_right(token_ids: Sequence[int], solution: Cells) -> int:

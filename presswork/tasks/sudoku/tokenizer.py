@@ -48,7 +48,7 @@ _TEMPLATE = """\
 def build_tokenizer(folder: str | Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder, made if needed.
 
-    The template renders a typed puzzle to text that encodes to exactly `encode_prompts`; a canvas decodes to nine lines.
+    The template renders a typed puzzle to text that encodes to what `encode_prompts` gives; a canvas decodes to lines.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
