@@ -1,41 +1,65 @@
-"""Settings from the environment. The only module that reads os.environ."""
+"""What the environment may set. The only reader of environment variables.
+
+PRESSWORK_THREADS   CPU threads of tensor work, 1 to 1024; unset is torch's choice
+PRESSWORK_LOG       debug, info, warning or error; unset is warning
+"""
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from presswork.errors import ConfigError
 
-_LEVELS = ("debug", "info", "warning", "error")
-_KEYS = ("PRESSWORK_THREADS", "PRESSWORK_LOG")
+PREFIX = "PRESSWORK_"
+MAX_THREADS = 1024
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the environment may set.
+    """Settings of a process.
 
     Args:
-        threads: PRESSWORK_THREADS, CPU threads for products; None is torch's own choice.
-        log_level: PRESSWORK_LOG, one of debug, info, warning, error.
+        threads: CPU threads of tensor work; None is torch's choice.
+        log: the least severe messages that are shown: debug, info, warning or error.
     """
 
     threads: int | None = None
-    log_level: str = "warning"
+    log: str = "warning"
+
+    def __post_init__(self) -> None:
+        is_count = isinstance(self.threads, int) and not isinstance(self.threads, bool)
+        if self.threads is not None and not (is_count and 1 <= self.threads <= MAX_THREADS):
+            raise ConfigError(f"threads must be an integer in 1..{MAX_THREADS}, got {self.threads!r}")
+        if self.log not in LOG_LEVELS:
+            raise ConfigError(f"log must be one of {', '.join(LOG_LEVELS)}, got {self.log!r}")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
-        """Read PRESSWORK_* variables. Raises ConfigError with key, value and accepted form."""
-        environ = os.environ if environ is None else environ
-        for key in environ:
-            if key.startswith("PRESSWORK_") and key not in _KEYS:
-                near = difflib.get_close_matches(key, _KEYS, 1)
-                hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_KEYS)}"
-                raise ConfigError(f"unknown environment variable {key}{hint}")
-        threads = environ.get("PRESSWORK_THREADS")
-        if threads is not None and (not threads.isascii() or not threads.isdigit() or int(threads) < 1):
-            raise ConfigError(f"PRESSWORK_THREADS must be an integer of at least 1, got {threads!r}")
-        level = environ.get("PRESSWORK_LOG", "warning").lower()
-        if level not in _LEVELS:
-            raise ConfigError(f"PRESSWORK_LOG must be one of {', '.join(_LEVELS)}, got {level!r}")
-        return cls(threads=None if threads is None else int(threads), log_level=level)
+        """The settings in the environment; an empty value counts as unset.
+
+        Args:
+            environ: what to read instead of the process's environment.
+        Raises:
+            ConfigError: a value is malformed, or a PRESSWORK_ variable is not one of ours.
+        """
+        source = os.environ if environ is None else environ
+        ours = {name: value.strip() for name, value in source.items() if name.startswith(PREFIX)}
+        known = {PREFIX + field.name.upper(): field.name for field in fields(cls)}
+        for name in sorted(ours):
+            if name not in known:
+                raise ConfigError(_unknown(name, list(known)))
+        given = {known[name]: value for name, value in ours.items() if value}
+        threads, log = given.get("threads"), given.get("log")
+        if threads is not None and not (re.fullmatch("[0-9]{1,4}", threads) and 1 <= int(threads) <= MAX_THREADS):
+            raise ConfigError(f"{PREFIX}THREADS must be an integer in 1..{MAX_THREADS}, got {threads!r}; correct it")
+        if log is not None and log.lower() not in LOG_LEVELS:
+            raise ConfigError(f"{PREFIX}LOG must be one of {', '.join(LOG_LEVELS)}, got {log!r}; correct it")
+        return cls(threads=None if threads is None else int(threads), log=(log or cls().log).lower())
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"unknown environment variable {name}; did you mean {close[0]}? Known: {', '.join(known)}"

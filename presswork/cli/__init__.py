@@ -1,101 +1,110 @@
-"""The `presswork` command.
+"""The command line: `presswork VERB`, one module a verb, imported when the verb is used.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such model, 4 bad checkpoint, 130 Ctrl-C, 141 broken pipe.
+Results go to standard output, everything about them to standard error. Exit codes are in `presswork.cli.border`.
 """
 
 import logging
-import signal
-import sys
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from presswork import __version__
-from presswork.errors import (
-    CheckpointError,
-    ConfigError,
-    ModelNotFoundError,
-    PressworkError,
-    RequestError,
-)
+from presswork.cli.border import guarded
 from presswork.settings import Settings
 
-# typer may bring its own copy of click; this is the base of all its usage errors either way.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
-_EXIT_CODES = ((ModelNotFoundError, 3), (CheckpointError, 4), (ConfigError, 2), (RequestError, 2), (PressworkError, 1))
+# Said here and not read from the modules, so that listing the verbs imports none of them.
+VERBS = {
+    "run": "Generate from a prompt.",
+    "chat": "Talk with a model.",
+    "eval": "Measure how well a model does a task.",
+    "bench": "Measure generation speed, denoising and one token at a time.",
+    "doctor": "Say what this machine is, whether a model fits it, and which mode is faster on it.",
+    "show": "Describe a model without loading it.",
+    "list": "List the models that load without a download.",
+    "pull": "Fetch a model from the Hub.",
+}
 
 
-def build_app() -> typer.Typer:
-    """All verbs; each module imports what is heavy inside its command."""
-    from presswork.cli import bench, chat, doctor, evaluate, models, run
+class _LazyVerb(TyperCommand):
+    """Stands for a verb in listings and hands over to its module when it is called."""
 
-    app = typer.Typer(
-        name="presswork",
-        help="Generate with block-diffusion language models.",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-        add_completion=False,
-    )
-    app.callback()(_root)
-    for module in (run, chat, models, doctor, bench, evaluate):
-        module.register(app)
-    return app
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        app: typer.Typer = import_module(f"presswork.cli.{self.name}").app
+        return typer.main.get_command(app).make_context(info_name, args, parent, **extra)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"presswork {__version__}")
-        raise typer.Exit()
+class _Presswork(TyperGroup):
+    """The group of verbs; its errors become exit codes."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in VERBS:
+            return None
+        return _LazyVerb(name=cmd_name, help=VERBS[cmd_name], callback=None, rich_markup_mode=None)
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+        import sys
+
+        given = list(sys.argv[1:] if args is None else args)
+
+        def call() -> None:
+            # The library's own main would turn errors into several lines, and a broken pipe into a plain failure.
+            with self.make_context("presswork", given) as context:
+                self.invoke(context)
+
+        raise SystemExit(guarded(call))
 
 
-def _root(
+app = typer.Typer(
+    cls=_Presswork,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"presswork {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _presswork(
+    context: typer.Context,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; also PRESSWORK_THREADS.")] = None,
+    log: Annotated[str | None, typer.Option(help="debug, info, warning or error; also PRESSWORK_LOG.")] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Takes the options that stand before a verb."""
+    """An engine for block-diffusion language models of the DiffusionGemma family.
+
+    \b
+    Examples:
+      presswork run                             solve an example Sudoku with the embedded model
+      presswork run "Why is the sky blue?" --model FOLDER --watch
+      presswork doctor google/diffusiongemma-26b-a4b-it
+      presswork VERB --help                     a verb's options and examples
+    """
+    flags = {name: value for name, value in (("threads", threads), ("log", log)) if value is not None}
+    settings = replace(Settings.from_env(), **flags)
+    logging.basicConfig(level=settings.log.upper(), format="%(levelname)s %(name)s: %(message)s")
+    context.obj = settings
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; every failure is one line on stderr and a proper exit code."""
-    if hasattr(signal, "SIGPIPE"):
-        # `presswork ... | head` ends quietly, as other commands do.
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+def main() -> None:
+    """The `presswork` command; ends the process with an exit code."""
+    app()
 
 
-def _run(arguments: list[str]) -> int:
-    try:
-        _configure(Settings.from_env())
-        result = build_app()(arguments, standalone_mode=False)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else 0
-    except _UsageError as error:
-        return _explain(error)
-    except (typer.Abort, KeyboardInterrupt):
-        print("presswork: interrupted", file=sys.stderr)
-        return 130
-    except PressworkError as error:
-        print(f"presswork: {error}", file=sys.stderr)
-        return next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
-
-
-def _explain(error: Exception) -> int:
-    """One line for a wrong flag, argument or verb; the help page where a verb is missing."""
-    text = error.format_message()  # type: ignore[attr-defined]
-    context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        print(text, file=sys.stderr)
-    else:
-        place = "presswork" if context is None else context.command_path.replace("python -m presswork", "presswork")
-        print(f"presswork: {text.rstrip('.')}; see {place} --help", file=sys.stderr)
-    return 2
-
-
-def _configure(settings: Settings) -> None:
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    if settings.threads is not None:
-        import torch
-
-        torch.set_num_threads(settings.threads)
+__all__ = ["app", "main"]

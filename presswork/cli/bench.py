@@ -1,79 +1,137 @@
-"""`presswork bench`: how fast a model generates here, both modes alternated in one run."""
+"""`presswork bench`."""
 
 import statistics
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+import torch
 import typer
 
-from presswork.cli.options import DEFAULT_MODEL, DeviceOption, DtypeOption, JsonOption, open_engine, print_json
+from presswork.cli.measure import Timing, example_prompt, random_prompt, time_request
+from presswork.cli.model import open_engine
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelArgument
+from presswork.cli.output import note, print_columns, print_json
+from presswork.cli.progress import progress_bar
+from presswork.cli.sudoku import MAX_TOKENS, is_sudoku
+from presswork.engine.engine import Engine
+from presswork.engine.params import Mode
 
-if TYPE_CHECKING:
-    from presswork.engine.engine import Engine
-    from presswork.engine.events import Stats
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_MODES: tuple[Mode, ...] = ("diffusion", "ar")
+_PROMPT_TOKENS, _MAX_TOKENS = 256, 256
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("bench")(bench)
-
-
+@app.command()
 def bench(
-    model: Annotated[str, typer.Argument(help="Embedded name, folder or Hub id.")] = DEFAULT_MODEL,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Random tokens in the prompt.")] = 64,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 128,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Fixed denoise steps a canvas; early stop otherwise.")
+    context: typer.Context,
+    model: ModelArgument = "sudoku",
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Random prompt tokens; the Sudoku model's default is a puzzle.", min=1)
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Counted runs of each mode, after one warm-up.")] = 5,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens to generate, exactly.", min=2)] = None,
+    steps: Annotated[int | None, typer.Option(help="Fixed denoise steps a canvas: no early stop.", min=2)] = None,
+    runs: Annotated[int, typer.Option(help="Timed runs of each mode, after one that is not timed.", min=1)] = 5,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
-    json: JsonOption = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Time diffusion and ar generation of one request on random prompts; medians of alternating runs."""
-    engine = open_engine(model, device=device, dtype=dtype, prefix_cache_bytes=0)
-    report = {"model": model, "prompt_tokens": prompt_tokens, "max_tokens": max_tokens, "runs": runs}
-    report |= measure(engine, prompt_tokens, max_tokens, steps, runs)
-    if json:
+    """Measure generation speed of one request at a time; both modes take turns, and medians are reported.
+
+    Tokens per second are delivered tokens over wall time, prefill included. End tokens are ignored, so that both modes
+    write equally long texts. Random prompts make steps a canvas meaningless: fix them with --steps.
+
+    \b
+    Examples:
+      presswork bench sudoku --runs 9
+      presswork bench FOLDER --prompt-tokens 1024 --max-tokens 256 --steps 16 --json
+    """
+    diffusion = {} if steps is None else {"max_denoising_steps": steps, "stability_threshold": None}
+    engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=diffusion, prefix_cache_bytes=0)
+    prompts = _prompts(engine, prompt_tokens, runs + 1)
+    is_puzzle = is_sudoku(engine) and prompt_tokens is None
+    length = max_tokens or min(MAX_TOKENS if is_puzzle else _MAX_TOKENS, engine.max_context - len(prompts[0]))
+    params: dict[Mode, dict[str, Any]] = {"diffusion": diffusion, "ar": {}}
+
+    def case(mode: Mode, ids: Sequence[int], seed: int) -> Timing:
+        return time_request(engine, ids, mode=mode, max_tokens=length, ignore_eos=True, seed=seed, **params[mode])
+
+    speeds = _alternate(case, prompts)
+    report = {
+        "model": model, "device": device, "dtype": str(engine.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(), "prompt_tokens": len(prompts[0]), "max_tokens": length, "runs": runs,
+        "fixed_steps": steps, **{mode: speed.to_json() for mode, speed in speeds.items()},
+        "diffusion_over_ar": speeds["diffusion"].tokens_per_s / speeds["ar"].tokens_per_s,
+    }  # fmt: skip
+    if as_json:
         print_json(report)
         return
-    print(f"{'mode':<10} {'tokens/s':>9} {'ms/step':>8} {'steps/canvas':>13} {'first text ms':>14}")
-    for mode in ("diffusion", "ar"):
-        row = report[mode]
-        print(
-            f"{mode:<10} {row['tokens_per_s']:>9.1f} {row['ms_per_step']:>8.2f} {row['steps_per_canvas']:>13.1f} "
-            f"{row['first_text_s'] * 1e3:>14.1f}"
-        )
+    _print_report(report, speeds)
 
 
-def measure(engine: "Engine", prompt_tokens: int, max_tokens: int, steps: int | None, runs: int) -> dict[str, Any]:
-    """Medians for both modes; every run has its own random prompt, the same for both."""
-    import torch
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Medians over the runs of one mode.
 
-    vocab = engine.model.config.vocab_size
-    fixed: dict[str, Any] = {} if steps is None else {"max_denoising_steps": steps, "stability_threshold": None}
-    found: dict[str, list[Stats]] = {"diffusion": [], "ar": []}
-    for number in range(runs + 1):
-        ids = torch.randint(0, vocab, (prompt_tokens,), generator=torch.Generator().manual_seed(number)).tolist()
-        for mode, stats in found.items():
-            extra = fixed if mode == "diffusion" else {}
-            reply = engine.generate(
-                prompt_token_ids=ids, mode=mode, max_tokens=max_tokens, ignore_eos=True, seed=number, **extra
-            )
-            stats.append(reply.stats)
-    return {mode: _medians(stats[1:]) for mode, stats in found.items()}
+    Args:
+        ms_per_step: between denoise steps or ar tokens. steps_per_canvas: None in ar mode.
+        first_text_s: from the request to its first text (diffusion: its first canvas).
+    """
+
+    tokens_per_s: float
+    ms_per_step: float
+    steps_per_canvas: float | None
+    first_text_s: float | None
+
+    def to_json(self) -> dict[str, float | None]:
+        """Plain data."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
-def _medians(stats: "list[Stats]") -> dict[str, Any]:
-    def median(values: list[float]) -> float:
-        return statistics.median(values)
+def _prompts(engine: Engine, num_tokens: int | None, num: int) -> list[list[int]]:
+    if num_tokens is None and is_sudoku(engine):
+        return [example_prompt(engine)] * num
+    wanted = num_tokens or min(_PROMPT_TOKENS, engine.max_context // 2)
+    return [random_prompt(engine, wanted, seed) for seed in range(num)]
 
-    return {
-        "tokens_per_s": median([s.tokens_per_s for s in stats]),
-        "ms_per_step": median([1e3 * s.wall_s / s.num_passes for s in stats]),
-        "steps_per_canvas": median([s.steps_per_canvas for s in stats]),
-        # Text that is only markers never shows; the end is then the first sign of life.
-        "first_text_s": median([s.first_text_s if s.first_text_s is not None else s.wall_s for s in stats]),
-        "tokens_per_forward": median([s.tokens_per_forward for s in stats]),
-        "all": [asdict(s) for s in stats],
-    }
+
+def _alternate(
+    case: Callable[[Mode, Sequence[int], int], Timing], prompts: Sequence[Sequence[int]]
+) -> dict[Mode, Speed]:
+    """Speeds of both modes over all prompts but the first, which warms up."""
+    timings: dict[Mode, list[Timing]] = {mode: [] for mode in _MODES}
+    with progress_bar("measuring", 2 * len(prompts)) as advance:
+        for run, ids in enumerate(prompts):
+            for mode in _MODES:
+                timing = case(mode, ids, run)
+                advance(1)
+                if run:
+                    timings[mode].append(timing)
+    return {mode: _speed(mode, rows) for mode, rows in timings.items()}
+
+
+def _speed(mode: Mode, timings: Sequence[Timing]) -> Speed:
+    stats = [timing.reply.stats for timing in timings if timing.reply is not None]
+    first = [s.first_text_s for s in stats if s.first_text_s is not None]
+    gaps = [gap for timing in timings for gap in timing.step_s]
+    return Speed(
+        tokens_per_s=statistics.median(s.tokens_per_s for s in stats),
+        ms_per_step=1e3 * statistics.median(gaps) if gaps else float("nan"),
+        steps_per_canvas=statistics.median(s.steps_per_canvas for s in stats) if mode == "diffusion" else None,
+        first_text_s=statistics.median(first) if first else None,
+    )
+
+
+def _print_report(report: dict[str, Any], speeds: dict[Mode, Speed]) -> None:
+    note(
+        f"{report['prompt_tokens']} prompt tokens, {report['max_tokens']} generated, {report['dtype']}, "
+        f"{report['threads']} threads, medians of {report['runs']} runs"
+    )
+    rows = [("MODE", "TOKENS/S", "MS/STEP", "STEPS/CANVAS", "FIRST TEXT")]
+    for mode, speed in speeds.items():
+        steps = "-" if speed.steps_per_canvas is None else f"{speed.steps_per_canvas:.1f}"
+        first = "-" if speed.first_text_s is None else f"{speed.first_text_s:.3f} s"
+        rows.append((mode, f"{speed.tokens_per_s:.1f}", f"{speed.ms_per_step:.3g}", steps, first))
+    print_columns(rows)
+    typer.echo(f"diffusion over ar: {report['diffusion_over_ar']:.2f}")

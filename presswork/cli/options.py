@@ -1,118 +1,106 @@
-"""Flags that follow from SamplingParams, and what several verbs share."""
+"""Flags that several verbs take. Sampling flags come from the fields and the docstring of SamplingParams."""
 
-import functools
 import inspect
-import json
 import re
-import sys
-import typing
+import types
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import Field, fields
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from presswork.errors import RequestError
-
-if TYPE_CHECKING:
-    from presswork.engine.engine import Engine
-
-DEFAULT_MODEL = "sudoku"
-
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Embedded name, folder or Hub id.")]
-ModelArgument = Annotated[str, typer.Argument(help="Embedded name, folder or Hub id.")]
+ModelArgument = Annotated[str, typer.Argument(help="An embedded model's name, a folder, or a Hub id.", metavar="MODEL")]
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="An embedded model's name, a folder, or a Hub id.", show_default=True)
+]
+DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu or cuda.")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="bfloat16 or float32 instead of the checkpoint's.", show_default=False)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
-DtypeOption = Annotated[str | None, typer.Option(help="bfloat16 or float32; the checkpoint's by default.")]
+
+NONE = "none"
+_ALIASES = {"max_denoising_steps": "--steps", "canvas_length": "--canvas"}
 
 
-def with_sampling(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command one flag per field of SamplingParams; it receives those that were used as keyword `sampling`."""
+def sampling_flags(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb one flag for each field of SamplingParams; those that were set arrive as its dict `sampling`."""
     from presswork.engine.params import SamplingParams
 
-    hints, help_texts = typing.get_type_hints(SamplingParams), _help_texts(SamplingParams.__doc__ or "")
-    names = [field.name for field in fields(SamplingParams)]
+    hints, texts = get_type_hints(SamplingParams), documented_arguments(SamplingParams.__doc__ or "")
+    flags = [_flag(field, hints[field.name], texts[field.name]) for field in fields(SamplingParams)]
+    names = {flag.name for flag in flags}
 
-    @functools.wraps(command)
-    def wrapped(**arguments: Any) -> Any:
-        given = {name: arguments.pop(name) for name in names}
-        sampling = {name: value for name, value in given.items() if value not in (None, [], ())}
-        if arguments.pop("no_early_stop"):
-            sampling |= {"stability_threshold": None, "confidence_threshold": None}
-        return command(**arguments, sampling=sampling)
+    def with_flags(**values: Any) -> None:
+        given = {name: _plain(value) for name, value in values.items() if name in names and value not in (None, [])}
+        verb(**{name: value for name, value in values.items() if name not in names}, sampling=given)
 
-    own = [p for p in inspect.signature(command).parameters.values() if p.name != "sampling"]
-    options = [_option(name, _flag_type(hints[name]), help_texts[name]) for name in names]
-    options.append(_option("no_early_stop", bool, "Spend the whole step budget of every canvas.", default=False))
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + options
-    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
-    del wrapped.__wrapped__  # type: ignore[attr-defined]
-    return wrapped
+    signature = inspect.signature(verb, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "sampling"]
+    with_flags.__name__, with_flags.__doc__, with_flags.__module__ = verb.__name__, verb.__doc__, verb.__module__
+    with_flags.__signature__ = signature.replace(parameters=own + flags)  # type: ignore[attr-defined]
+    with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in own + flags}
+    return with_flags
 
 
-def _option(name: str, kind: Any, text: str, default: Any = None) -> inspect.Parameter:
-    flag = "--" + name.replace("_", "-")
-    annotation = Annotated[kind, typer.Option(flag, help=text, show_default=False, rich_help_panel="Sampling")]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def _flag_type(hint: Any) -> Any:
-    """The type typer parses a field's flag as; values are checked by SamplingParams itself."""
-    if hint is bool:
-        return bool
-    inner = [t for t in typing.get_args(hint) if t is not type(None)] or [hint]
-    if typing.get_origin(hint) is tuple:
-        return list[int] if int in inner else list[str]
-    kind = next((t for t in (int, float) if t in inner), str)
-    return kind | None
-
-
-def _help_texts(docstring: str) -> dict[str, str]:
-    """The Args section as one line per name; `t_min, t_max: ...` serves both."""
-    section = inspect.cleandoc(docstring).split("Args:\n", 1)[1]
+def documented_arguments(docstring: str) -> dict[str, str]:
+    """The text of each name under `Args:` of a docstring; `a, b: text` counts for both."""
+    section = inspect.cleandoc(docstring).partition("Args:\n")[2]
     texts: dict[str, str] = {}
-    for match in re.finditer(r"^    ([a-z_, ]+): (.*(?:\n        .*)*)", section, re.MULTILINE):
-        text = re.sub(r"\s+", " ", match[2])
-        texts |= {name.strip(): text[0].upper() + text[1:] for name in match[1].split(",")}
+    names: list[str] = []
+    for line in section.splitlines():
+        opening = re.fullmatch(r" {4}(\w+(?:, \w+)*): (.*)", line)
+        if opening is not None:
+            names = opening[1].split(", ")
+            texts |= dict.fromkeys(names, opening[2])
+        elif line.startswith(" " * 8):
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+        else:
+            break
     return texts
 
 
-def open_engine(model: str, *, device: str = "cpu", dtype: str | None = None, **limits: Any) -> "Engine":
-    """Load a model with a progress bar on stderr where loading takes a while."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-
-    from presswork.engine.loader import load
-
-    console = Console(stderr=True)
-    columns = (TextColumn("loading"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("load", total=None)
-        return load(
-            model,
-            device=device,
-            dtype=dtype,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-            **limits,
-        )
-
-
-def read_prompt(prompt: str | None, file: str | None) -> str | None:
-    """The prompt from the argument, from stdin for `-`, or from a file; None where nothing was given."""
-    if prompt is not None and file is not None:
-        raise RequestError("give a prompt or --file, not both")
-    if prompt == "-":
-        return sys.stdin.read()
-    if file is None:
-        return prompt
-    try:
-        with open(file, encoding="utf-8") as source:
-            return source.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot read the prompt from {file}: {error}") from error
+def _flag(field: "Field[Any]", hint: Any, text: str) -> inspect.Parameter:
+    """A keyword parameter that typer turns into the field's flag; None, or no values, is a flag that was not given."""
+    name = "--" + field.name.replace("_", "-")
+    kind, is_optional = _without_none(hint)
+    is_shown = isinstance(field.default, (int, float, str)) and not isinstance(field.default, bool)
+    shown = f" Default: {field.default}." if is_shown else ""
+    settings: dict[str, Any] = {"help": text[0].upper() + text[1:] + shown, "show_default": False}
+    names = [name, _ALIASES[field.name]] if field.name in _ALIASES else [name]
+    if get_origin(kind) is Literal:
+        settings["metavar"], kind = "|".join(get_args(kind)), str
+    elif get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]]
+        settings["help"] += " May be given several times."
+    elif kind is bool:
+        names = [f"{name}/--no-{name[2:]}"]
+    elif is_optional:
+        settings["metavar"], settings["parser"], kind = f"{kind.__name__}|{NONE}", _number_or_none(kind), str
+    annotation = Annotated[kind | None, typer.Option(*names, **settings)]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def print_json(value: Any) -> None:
-    """One JSON object on stdout; dataclasses become objects."""
-    print(json.dumps(value, default=lambda x: asdict(x) if is_dataclass(x) else str(x), ensure_ascii=False))
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint, False
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    return kinds[0], len(kinds) < len(get_args(hint))
+
+
+def _number_or_none(kind: type) -> Callable[[str], Any]:
+    def number_or_none(text: str) -> Any:
+        if text.lower() == NONE:
+            return NONE
+        try:
+            return kind(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is neither {kind.__name__} nor {NONE}") from None
+
+    return number_or_none
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return None if isinstance(value, str) and value == NONE else value

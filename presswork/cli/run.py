@@ -1,108 +1,115 @@
-"""`presswork run`: one prompt, one reply."""
+"""`presswork run`."""
 
 import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from presswork.cli.options import (
-    DEFAULT_MODEL,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    open_engine,
-    print_json,
-    read_prompt,
-    with_sampling,
-)
+from presswork.cli.model import open_engine
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, sampling_flags
+from presswork.cli.output import note, print_json, reply_json, write_text
+from presswork.cli.stream import can_draw, figures, watch, write_events
+from presswork.cli.sudoku import EXAMPLE, MAX_TOKENS, grid_text, is_sudoku, puzzle_text
+from presswork.engine.engine import Engine
+from presswork.engine.events import Reply
 from presswork.errors import RequestError
 
-if TYPE_CHECKING:
-    from presswork.engine.engine import Engine
-    from presswork.engine.events import Reply
-
-EXAMPLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb."""
-    app.command("run", help=_HELP)(with_sampling(run))
-
-
-_HELP = """Complete a prompt and print the text as it is committed.
-
-Without a prompt the embedded model shows an example.
-
-[bold]Examples[/bold]
-
-presswork run
-
-presswork run --watch "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
-
-echo "a prompt" | presswork run --model FOLDER - --max-tokens 200 --seed 7 --json
-"""
-
-
+@app.command()
+@sampling_flags
 def run(
-    *,
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads stdin.")] = None,
-    file: Annotated[str | None, typer.Option(help="Read the prompt from a file.")] = None,
-    model: ModelOption = DEFAULT_MODEL,
-    watch: Annotated[bool, typer.Option("--watch", help="Draw the canvas settling in the terminal.")] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Take the text as it stands, without the chat template.")] = False,
-    json: JsonOption = False,
+    context: typer.Context,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    model: ModelOption = "sudoku",
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template to the prompt.")] = False,
+    is_watched: Annotated[bool, typer.Option("--watch", "-w", help="Draw the canvas while it settles.")] = False,
+    as_json: JsonOption = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
+    *,
     sampling: dict[str, Any],
 ) -> None:
-    """Body of the verb; see _HELP."""
-    text = read_prompt(prompt, file)
+    """Generate from a prompt and print the text as it is committed.
+
+    The embedded Sudoku model takes a puzzle: 81 digits by rows, with 0 . _ or * for empty cells. Without a prompt it
+    solves an example. Figures go to standard error.
+
+    \b
+    Examples:
+      presswork run --watch
+      presswork run "Why is the sky blue?" --model FOLDER --max-tokens 200 --seed 7
+      cat notes.txt | presswork run - --model FOLDER --json
+      presswork run --file puzzle.txt --mode ar --temperature 0
+    """
+    if is_watched and as_json:
+        raise RequestError("--watch and --json exclude each other: one is for eyes, the other for programs")
+    text = _prompt(prompt, file, raw)
+    engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
     if text is None:
-        text = _example(model)
-    engine = open_engine(model, device=device, dtype=dtype)
-    if json:
-        reply = engine.generate(text, raw=raw, **sampling)
-        print_json(asdict(reply) | {"tokens_per_s": reply.stats.tokens_per_s})
+        text = _example(engine, raw)
+    if is_sudoku(engine) and not raw:
+        _solve(engine, text, sampling, is_watched=is_watched, as_json=as_json)
         return
-    if watch and sys.stdout.isatty():
-        from presswork.cli.watch import watch_canvas
-
-        reply = watch_canvas(engine, text, raw=raw, **sampling)
-    else:
-        reply = _stream(engine, text, raw, sampling)
-    print(_summary(reply), file=sys.stderr)
+    reply, held_s = _generate(engine, text, sampling, raw=raw, is_watched=is_watched, is_quiet=as_json)
+    _finish(engine, reply, held_s, as_json=as_json)
 
 
-def _example(model: str) -> str:
-    if model != DEFAULT_MODEL:
-        raise RequestError(f"no prompt given for model {model!r}; give one, or - to read stdin")
-    from presswork.tasks.sudoku.encoding import format_grid, read_puzzle
+def _prompt(prompt: str | None, file: Path | None, raw: bool) -> str | None:
+    """The prompt from wherever it was given; the line end that echo and editors add is not part of it."""
+    if prompt is not None and file is not None:
+        raise RequestError(f"give either a prompt or --file, got both: {prompt[:40]!r} and {file}")
+    if file is None and prompt != "-":
+        return prompt
+    origin = "standard input" if file is None else str(file)
+    try:
+        text = (sys.stdin.buffer.read() if file is None else file.read_bytes()).decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the prompt in {origin} is not UTF-8 text: byte {error.start} is wrong") from error
+    except OSError as error:
+        raise RequestError(f"the prompt cannot be read: {error}; --file takes a text file") from error
+    return text if raw else text.removesuffix("\n").removesuffix("\r")
 
-    print("No prompt given; solving an example puzzle:\n", file=sys.stderr)
-    print(format_grid(read_puzzle(EXAMPLE)) + "\n", file=sys.stderr, flush=True)
+
+def _example(engine: Engine, raw: bool) -> str:
+    if raw or not is_sudoku(engine):
+        raise RequestError("no prompt; give one as an argument, - to read standard input, or --file FILE")
+    note("no prompt given: solving an example puzzle")
     return EXAMPLE
 
 
-def _stream(engine: "Engine", text: str, raw: bool, sampling: dict[str, Any]) -> "Reply":
-    from presswork.engine.events import Commit, Done
-
-    for event in engine.stream(text, raw=raw, **sampling):
-        if isinstance(event, Commit):
-            sys.stdout.write(event.text)
-            sys.stdout.flush()
-        elif isinstance(event, Done):
-            if not event.reply.text.endswith("\n"):
-                print(flush=True)
-            return event.reply
-    raise AssertionError("a request ends in a reply or an error")
+def _generate(
+    engine: Engine, text: str, sampling: dict[str, Any], *, raw: bool, is_watched: bool, is_quiet: bool
+) -> tuple[Reply, float]:
+    """The reply, and the seconds it was held up by drawing."""
+    if not is_watched or not can_draw():
+        return write_events(engine.stream(text, raw=raw, **sampling), is_quiet=is_quiet), 0.0
+    reply, held_s = watch(engine.stream(text, raw=raw, drafts=True, **sampling), engine)
+    if not is_quiet:
+        write_text(reply.text + "\n")
+    return reply, held_s
 
 
-def _summary(reply: "Reply") -> str:
-    stats = reply.stats
-    steps = f"{stats.num_denoise_steps} denoise steps, " if stats.num_canvases else ""
-    return (
-        f"[{reply.usage.completion_tokens} tokens, {steps}{stats.wall_s:.2f} s, {stats.tokens_per_s:.0f} tokens/s, "
-        f"{reply.finish_reason}]"
-    )
+def _solve(engine: Engine, text: str, sampling: dict[str, Any], *, is_watched: bool, as_json: bool) -> None:
+    """A puzzle in, a grid out."""
+    puzzle, shown_puzzle = puzzle_text(text)
+    if not as_json:
+        note(f"{shown_puzzle}\n")
+    # A grid with its end token, and no second canvas where a model forgets the end.
+    sampling = {"max_tokens": MAX_TOKENS, **sampling}
+    reply, held_s = _generate(engine, text, sampling, raw=False, is_watched=is_watched, is_quiet=True)
+    grid, verdict = grid_text(puzzle, reply)
+    if not as_json:
+        write_text((reply.text if grid is None else grid) + "\n")
+        note("")
+    _finish(engine, reply, held_s, as_json=as_json, verdict=f"{verdict}; ")
+
+
+def _finish(engine: Engine, reply: Reply, held_s: float, *, as_json: bool, verdict: str = "") -> None:
+    if as_json:
+        print_json({"model": engine.name, **reply_json(reply)})
+    else:
+        note(verdict + figures(reply, held_s))

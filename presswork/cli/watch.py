@@ -1,65 +1,109 @@
-"""The canvas settling in the terminal: what is certain is bright, what is still noise is dim."""
+"""A canvas as it settles, drawn with rich: certain letters bright, doubtful ones dim.
 
-import math
-from typing import TYPE_CHECKING, Any
+Looks:
+    settled     entropy near zero            bold, bright
+    accepted    its sample stays this step   green, the dimmer the more doubtful
+    renoised    it will be random again      grey, the dimmer the more doubtful
+    dropped     behind the end of the text   hardly visible
+"""
 
-from rich.console import Console, Group
-from rich.live import Live
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.style import Style
 from rich.text import Text
 
-from presswork.engine.events import Commit, Done, Draft
+from presswork.cli.output import shown
+from presswork.engine.events import Commit, Draft, Event
+from presswork.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from presswork.engine.engine import Engine
-    from presswork.engine.events import Reply
-
-# From noise to ink; a position's share of the largest possible entropy picks the shade.
-_SHADES = ("bold bright_white", "white", "grey70", "grey50", "grey35", "grey23")
-_STEPS = (1e-3, 1e-2, 5e-2, 0.2, 0.5)
-
-
-def watch_canvas(engine: "Engine", prompt: str, *, console: Console | None = None, **params: Any) -> "Reply":
-    """Generate while drawing every draft; leaves the finished text on the screen."""
-    console = console or Console()
-    committed = Text()
-    with Live(console=console, refresh_per_second=30, transient=False) as live:
-        for event in engine.stream(prompt, drafts=True, **params):
-            if isinstance(event, Draft):
-                live.update(Group(committed + draw(engine, event), _status(event)))
-            elif isinstance(event, Commit):
-                committed.append(event.text, style=_SHADES[0])
-                live.update(committed)
-            elif isinstance(event, Done):
-                return event.reply
-    raise AssertionError("a request ends in a reply or an error")
+_SETTLED_NATS = 0.02
+_SETTLED = Style(bold=True, color="bright_white")
+_DROPPED = Style(dim=True, color="grey30")
+# (entropy below, accepted, renoised): from sure to clueless.
+_SHADES = (
+    (0.3, Style(color="green3"), Style(color="grey74")),
+    (1.0, Style(color="green4"), Style(color="grey58")),
+    (float("inf"), Style(color="dark_green", dim=True), Style(color="grey39", dim=True)),
+)
+_NO_TEXT = "·"
+_HEADER_LINES = 2
 
 
-def draw(engine: "Engine", draft: Draft) -> Text:
-    """The draft's tokens, each shaded by its entropy; an end token is a mark, what follows it is left out."""
-    largest = math.log(engine.model.config.vocab_size)
-    text = Text()
-    for token, entropy in zip(draft.token_ids, draft.entropy, strict=True):
-        if token in engine.end_ids:
-            text.append("⏹", style="grey50")
-            break
-        text.append(_piece(engine, token), style=_shade(entropy / largest))
-    return text
+class CanvasView:
+    """What `run --watch` shows: committed text, the present draft behind it, and a line of figures above.
+
+    Longer texts show their end.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, end_ids: frozenset[int]):
+        self._tokenizer, self._end_ids = tokenizer, end_ids
+        self._committed = Text()
+        self._draft: Draft | None = None
+
+    def update(self, event: Event) -> bool:
+        """Take in an event; returns whether it was a draft, which is worth a look. Mutates self."""
+        if isinstance(event, Draft):
+            self._draft = event
+            return True
+        if isinstance(event, Commit):
+            self._committed.append(shown(event.text), style=_SETTLED)
+            self._draft = None
+        return False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        text = self._committed.copy()
+        if self._draft is not None:
+            text.append_text(self._canvas(self._draft))
+            yield Text(_figures(self._draft), style="cyan", no_wrap=True, overflow="ellipsis")
+            yield Text("")
+        lines = text.wrap(console, options.max_width, tab_size=4)
+        room = max(1, console.height - _HEADER_LINES - 1)
+        yield from lines[-room:]
+
+    def _canvas(self, draft: Draft) -> Text:
+        text, is_dropped = Text(), False
+        for piece, first, stop in self._pieces(draft.token_ids):
+            entropy, accepted = max(draft.entropy[first:stop]), all(draft.accepted[first:stop])
+            text.append(piece, style=_DROPPED if is_dropped else _style(entropy, accepted))
+            is_dropped = is_dropped or draft.token_ids[first] in self._end_ids
+        return text
+
+    def _pieces(self, ids: Sequence[int]) -> Iterator[tuple[str, int, int]]:
+        """(text, first position, position after the last): a character split over several tokens is one piece."""
+        first, pending = 0, b""
+        for position, token in enumerate(ids):
+            piece = b"" if self._tokenizer is None else self._token_bytes(token)
+            try:
+                text = (pending + piece).decode()
+            except UnicodeDecodeError as error:
+                # An unfinished character of at most four bytes may still be completed by the next token.
+                if error.end == len(pending + piece) and len(pending + piece) - error.start < 4:
+                    pending += piece
+                    continue
+                text = (pending + piece).decode(errors="replace")
+            yield shown(text) or _NO_TEXT, first, position + 1
+            first, pending = position + 1, b""
+        if pending:
+            yield _NO_TEXT, first, len(ids)
+
+    def _token_bytes(self, token: int) -> bytes:
+        assert self._tokenizer is not None
+        # Special tokens would be drawn by name, and noise is full of them.
+        return b"" if token in self._tokenizer.special_ids else self._tokenizer.token_bytes(token)
 
 
-def _piece(engine: "Engine", token: int) -> str:
-    """What stands for a token: its text, or a dot for markers and bytes that are no text."""
-    tokenizer = engine.tokenizer
-    if tokenizer is None:
-        return f"{token} "
-    text = tokenizer.decode_continuation([token])
-    is_shown = bool(text) and all(c == "\n" or c.isprintable() for c in text)
-    return text if is_shown else "·"
+def _style(entropy: float, accepted: bool) -> Style:
+    if entropy < _SETTLED_NATS:
+        return _SETTLED
+    _, sure, doubtful = next(shade for shade in _SHADES if entropy < shade[0])
+    return sure if accepted else doubtful
 
 
-def _shade(share: float) -> str:
-    return _SHADES[sum(share > step for step in _STEPS)]
-
-
-def _status(draft: Draft) -> Text:
-    accepted = f"accepted {sum(draft.accepted)}/{len(draft.accepted)}"
-    return Text(f"canvas {draft.canvas_index + 1}  step {draft.step}/{draft.max_steps}  {accepted}", style="grey50")
+def _figures(draft: Draft) -> str:
+    num = len(draft.token_ids)
+    settled = sum(entropy < _SETTLED_NATS for entropy in draft.entropy)
+    return (
+        f"canvas {draft.canvas_index + 1}  step {draft.step} of at most {draft.max_steps}  settled {settled}/{num}  "
+        f"accepted {sum(draft.accepted)}/{num}  mean entropy {sum(draft.entropy) / num:.3f}"
+    )

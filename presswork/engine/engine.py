@@ -136,7 +136,11 @@ class Engine:
         prompts, is_single = self._prompts(prompt, prompt_token_ids, raw)
         requests: list[Request] = []
         try:
-            requests += [self.submit(ids, sampling) for ids in prompts]
+            for ids in prompts:
+                # Our own queue is no reason to refuse our own list.
+                while requests and self.num_waiting >= self.config.max_waiting:
+                    self.step()
+                requests.append(self.submit(ids, sampling))
             replies = [self._finish(request) for request in requests]
         finally:
             for request in requests:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from presswork.config import LayerConfig, LayerKind, ModelConfig
-from presswork.ops.gated_gelu import gated_gelu
+from presswork.ops.gated_gelu import gated_mlp
 from presswork.ops.linear import linear
 from presswork.ops.moe import mix_experts, mix_experts_dense, route
 from presswork.ops.norm import join_branches, residual_norm, rms_norm
@@ -68,7 +68,7 @@ class GatedMLP(nn.Module):
         self.gate_up, self.down = _weight(2 * width, hidden_size), _weight(hidden_size, width)
 
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        return linear(gated_gelu(linear(x, self.gate_up)), self.down)
+        return gated_mlp(x, self.gate_up, self.down)
 
 
 class Experts(nn.Module):
@@ -242,7 +242,7 @@ class Transformer(nn.Module):
             raise ValueError("an untied model runs canvas rows and causal rows in separate passes")
         stack = self.decoder if self.own_encoder is None or bool(is_canvas.all()) else self.encoder
         last = self.config.num_layers - 1
-        for i, layer in enumerate(stack.layers):
-            scale = torch.where(is_canvas, self.decoder_scalars[i], self.encoder_scalars[i])
+        scales = torch.where(is_canvas, self.decoder_scalars[:, None], self.encoder_scalars[:, None]).unbind()
+        for i, (layer, scale) in enumerate(zip(stack.layers, scales, strict=True)):
             x = layer(x, rope, attend, scale, rows.output_rows if i == last else None)
         return rms_norm(x, stack.norm, self.config.rms_norm_eps)

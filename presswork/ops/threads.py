@@ -33,7 +33,13 @@ def num_shares(num_products: int, num_pieces: int) -> int:
 
 
 def run_shared(shares: int, kernel: Callable[..., object], *arguments: int) -> None:
-    """kernel(*arguments, counter address) on `shares` threads, the caller's among them; returns when all is done."""
+    """kernel(*arguments, counter address) on `shares` threads, the caller's among them; returns when all is done.
+
+    For one share the address is 0: the kernel counts by itself.
+    """
+    if shares == 1:
+        kernel(*arguments, 0)
+        return
     counter: Tensor = torch.zeros(1, dtype=torch.int64)
     address = counter.data_ptr()
     futures = [_helpers().submit(kernel, *arguments, address) for _ in range(shares - 1)]

@@ -172,12 +172,7 @@ def _layers(text: Section, kinds: list[LayerKind]) -> tuple[LayerConfig, ...]:
         }
         overrides = {i: full for i, kind in enumerate(kinds) if kind == "full"}
     shared = {"head_dim": head_dim, "num_key_value_heads": num_heads}
-    layers = tuple(LayerConfig(kind=kind, **{**shared, **overrides.get(i, {})}) for i, kind in enumerate(kinds))
-    for kind in set(kinds):
-        widths = sorted({layer.head_dim for layer in layers if layer.kind == kind})
-        if len(widths) > 1:
-            raise text.fail(f"per_layer_config: {kind} layers must share one head_dim, got {widths}")
-    return layers
+    return tuple(LayerConfig(kind=kind, **{**shared, **overrides.get(i, {})}) for i, kind in enumerate(kinds))
 
 
 def _overrides(text: Section, num_layers: int) -> dict[int, dict[str, int]]:

@@ -175,6 +175,13 @@ def test_the_queue_is_bounded(confident_model):
     engine.submit(prompt_ids(3, 4))
 
 
+def test_a_long_list_of_prompts_waits_for_room_in_the_queue(confident_model):
+    engine = Engine(confident_model, config=EngineConfig(max_waiting=2, max_running=2))
+    prompts = [prompt_ids(3, n) for n in range(9)]
+    replies = engine.generate(prompt_token_ids=prompts, max_tokens=3, max_denoising_steps=2, ignore_eos=True)
+    assert [len(reply.token_ids) for reply in replies] == [3] * 9
+
+
 def test_non_finite_logits_fail_that_request_alone():
     model = fixture_model(peak=6.0, width=2.0)
     model.decoder.embedding[5] = float("nan")

@@ -271,3 +271,16 @@ def test_layers_of_one_kind_that_cannot_share_a_rope_table_are_refused() -> None
     layers = tuple(LayerConfig(kind="full", head_dim=width, num_key_value_heads=1) for width in (8, 16))
     with pytest.raises(ConfigError, match=r"all full layers must share one head_dim .* got \[8, 16\]"):
         tiny_config(layers=layers)
+
+
+@pytest.mark.parametrize("sizes", [(300, 260), (1, 559), (257, 3, 300), (40,) * 14], ids=str)
+def test_where_a_prefill_is_cut_changes_no_bit(sizes: tuple[int, ...]) -> None:
+    # Longer than two aligned spans of attention, with a window far shorter than one.
+    model, tokens = fixture_model(tiny_config(sliding_window=40)), ids(560, 17, 0, 64)
+    whole, expected = prefill(model, tokens)
+    cache = SequenceCache(model.config)
+    hidden = torch.cat([run(model, [prompt(model, cache, chunk)]) for chunk in tokens.split(sizes)])
+    assert torch.equal(hidden, expected)
+    for mine, theirs in zip(stored(cache), stored(whole), strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert torch.equal(a, b)

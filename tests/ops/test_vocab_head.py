@@ -93,17 +93,30 @@ def test_edits_of_different_requests_stay_in_their_rows(vocab: int, dtype: torch
 
 
 @pytest.mark.parametrize("impl", FAST)
-@pytest.mark.parametrize("spread", (0.1, 4.0))
-@pytest.mark.parametrize("vocab", (64, 2101))
-def test_filters_agree_inside_and_beyond_the_candidates(vocab: int, spread: float, impl: Any) -> None:
-    """A spread of 0.1 leaves nuclei far wider than the candidates that a sweep keeps."""
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocab", "spread"), ((64, 4.0), (2101, 0.125), (2101, 4.0)))
+def test_filters_agree_inside_and_beyond_the_candidates(
+    vocab: int, spread: float, dtype: torch.dtype, impl: Any
+) -> None:
+    """A spread of 1/8 leaves nuclei far wider than the candidates that a sweep keeps, with many ties at their edge."""
     rows = 24
-    hidden, embedding = weights(rows, 12, vocab, torch.float32, spread)
+    hidden, embedding = weights(rows, 12, vocab, dtype, spread)
     top_k = torch.tensor([0, 1, 2, 40, 300, vocab + 5]).repeat(4)
     top_p = torch.tensor([1.0, 0.0, 0.31, 0.947]).repeat_interleave(6)
     assert_agrees(hidden, embedding, impl, ask(rows, vocab, top_k=top_k, top_p=top_p, edits=some_edits(rows, vocab)))
     assert_agrees(hidden, embedding, impl, ask(rows, vocab, top_k=top_k, top_logprobs=0))
     assert_agrees(hidden, embedding, impl, ask(rows, vocab, top_p=top_p, uniform=None))
+
+
+@pytest.mark.parametrize("impl", ("reference", *FAST))
+def test_a_nucleus_among_equals_keeps_the_lowest_ids(impl: Any) -> None:
+    uniform = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    got = read_vocab(
+        torch.zeros(3, 4), torch.ones(5000, 4), softcap=30.0, temperature=torch.ones(3), uniform=uniform, impl=impl,
+        top_k=torch.tensor([0, 4000, 3000]), top_p=torch.tensor([0.5001, 0.50001, 1.0]),
+    )  # fmt: skip
+    assert got.sample.tolist() == [0, 1000, 2999]
+    torch.testing.assert_close(got.entropy.exp(), torch.tensor([2501.0, 2001.0, 3000.0]), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("impl", FAST)

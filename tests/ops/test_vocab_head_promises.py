@@ -122,13 +122,14 @@ def peak_bytes() -> int:
 def test_no_matrix_over_the_vocabulary_is_ever_in_memory(dtype: torch.dtype) -> None:
     """256 rows of float32 logits over 262,144 tokens would take 268 MB, bfloat16 ones 134 MB."""
     hidden, embedding = weights(256, 16, 262144, dtype)
-    asked = ask(256, 262144, softcap=30.0, top_k=torch.arange(256) % 2 * 50)
+    wide_nuclei = torch.where(torch.arange(256) % 8 == 0, 0.9, 1.0)
+    asked = ask(256, 262144, top_k=torch.arange(256) % 2 * 50, top_p=wide_nuclei)
     read_vocab(hidden[:2], embedding, impl="tiled", **rows_of(asked, slice(2)))
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_bytes()
     read_vocab(hidden, embedding, impl="tiled", **asked)
     after = peak_bytes()
-    assert after - before < 80e6
+    assert after - before < 100e6
     ballast = torch.ones(30_000_000)
     assert peak_bytes() - after > 40e6 and len(ballast)
 

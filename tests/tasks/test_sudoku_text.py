@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from presswork.engine.engine import Engine
 from presswork.engine.events import Reply, Stats, Usage
 from presswork.errors import RequestError, TemplateError
 from presswork.tasks.sudoku.encoding import (
@@ -20,8 +21,10 @@ from presswork.tasks.sudoku.encoding import (
     read_puzzle,
     vocabulary,
 )
-from presswork.tasks.sudoku.evaluate import evaluate_puzzles, is_solved, load_puzzles, num_cells_right
+from presswork.tasks.sudoku.evaluate import evaluate, evaluate_puzzles, is_solved, load_puzzles, num_cells_right
+from presswork.tasks.sudoku.generate import Clues
 from presswork.tasks.sudoku.tokenizer import build_tokenizer
+from presswork.testing import fixture_model, tiny_config
 from presswork.text.chat import ChatTemplate
 from presswork.text.stream import IncrementalDecoder
 from presswork.text.tokenizer import Tokenizer
@@ -334,3 +337,12 @@ def test_an_evaluation_reports_both_modes():
     assert params[0] == {"max_tokens": 90, "seed": 7}
     assert params[2] == {"max_tokens": 90, "seed": 7, "temperature": 0.0}
     assert modes == ("diffusion", "diffusion", "ar", "ar")
+
+
+@pytest.mark.slow
+def test_an_evaluation_runs_on_the_engine():
+    engine = Engine(fixture_model(tiny_config(vocab_size=VOCAB_SIZE, canvas_length=90)))
+    report = evaluate(engine, 3, Clues((30, 45)), 1, max_denoising_steps=2, ignore_eos=True)
+    assert (report["num"], report["clues"], report["solved"], report["mean_steps"]) == (3, "30-45", 0.0, 2.0)
+    assert report["tokens_per_s"] == pytest.approx(3 * 90 / report["wall_s"])
+    assert set(report) - set(report["ar"]) == {"num", "clues", "seed", "ar"}

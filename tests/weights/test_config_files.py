@@ -161,7 +161,7 @@ def test_an_autoregressive_model_reads_as_the_same_architecture(tmp_path: Path) 
         ({"per_layer_config": {"sliding_attention": {}}}, "keys must be layer indices"),
         ({"per_layer_config": {"5": {"sliding_window": 3}}}, "sliding_window cannot differ by layer"),
         ({"per_layer_config": {"5": {"skip": ["mlp"]}}}, "skip cannot differ by layer"),
-        ({"per_layer_config": {"5": {"head_dim": 64}}}, "full layers must share one head_dim"),
+        ({"per_layer_config": {"5": {"head_dim": 64}}}, "all full layers must share one head_dim"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised checkpoints are not supported yet"),
     ],
 )

@@ -21,8 +21,9 @@ from tests.weights.folders import assert_same_weights
 
 
 @pytest.fixture(autouse=True)
-def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty cache, and a Hub address where nobody listens."""
+def nothing_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No embedded models, an empty cache, and a Hub address where nobody listens."""
+    monkeypatch.setattr(hub, "ASSETS", tmp_path / "no-assets")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     _use_hub(monkeypatch, "http://127.0.0.1:9")
@@ -255,6 +256,5 @@ def test_embedded_and_cached_models_are_listed(fake: FakeHub, assets: Path) -> N
     assert found[2].path.resolve() == folder.resolve()
 
 
-def test_nothing_is_listed_where_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "ASSETS", tmp_path / "none")
+def test_nothing_is_listed_where_there_is_nothing() -> None:
     assert list_models() == []

@@ -119,6 +119,12 @@ def test_a_save_that_fails_early_changes_nothing(tmp_path: Path) -> None:
     assert_same_weights(load_model(tmp_path / "model"), good)
 
 
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        save_model(fixture_model(), tmp_path / "new", extra=[tmp_path / "nowhere"])
+    assert _files(tmp_path) == set()
+
+
 @contextmanager
 def _largest_file(num_bytes: int) -> Iterator[None]:
     resource = pytest.importorskip("resource", reason="file size limits are a POSIX feature")

@@ -89,6 +89,7 @@ def test_transformers_loads_what_we_save(tmp_path: Path, config: ModelConfig, ma
     # The image tower is the one thing a text folder lacks.
     assert {name.split(".")[2] for name in report["missing_keys"]} == {"vision_tower", "embed_vision"}
     assert not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert sum(weight.numel() for weight in theirs.model.encoder.vision_tower.parameters()) < 2000
     assert theirs.generation_config.sampler_config.entropy_bound == 0.3
     assert theirs.generation_config.t_max == 1.0
     _assert_same_answers(model, LoadedOracle(theirs, config))

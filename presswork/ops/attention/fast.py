@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from presswork.ops.attention import tiles
-from presswork.ops.attention.softmax import SPAN, span_alone, span_share
+from presswork.ops.attention.softmax import SPAN, span_share
 from presswork.ops.linear.fast import MIN_ROWS
 from presswork.ops.threads import num_shares, run_shared
 
@@ -24,9 +24,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     visible = None if visible is None else visible.contiguous()
     if q.dtype is torch.float32:
         return _attend_plain(q, k, v, visible)
-    # A single row is not worth turning all keys into tiles.
-    on_tiles = q.shape[0] > 1 and tiles.fits_tiles(q)
-    return tiles.attend(q, k, v, visible) if on_tiles else _attend_fused(q, k, v, visible)
+    return tiles.attend(q, k, v, visible) if tiles.fits_tiles(q) else _attend_fused(q, k, v, visible)
 
 
 def _attend_plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
@@ -72,10 +70,7 @@ def _advance(scores: Tensor, running: Tensor, groups: int, num_keys: int, mask: 
     num_kv, num_rows = scores.shape[:2]
     arguments = (scores.data_ptr(), num_kv, num_rows, groups, num_keys, mask, mask_bytes, running.data_ptr())
     shares = num_shares(scores.numel() * _EXP_PRODUCTS, num_kv * num_rows)
-    if shares == 1:
-        span_alone(*arguments)
-    else:
-        run_shared(shares, span_share, *arguments)
+    run_shared(shares, span_share, *arguments)
 
 
 def _attend_fused(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:

@@ -25,12 +25,13 @@ def hide(scores, visible, num_keys):
 
 @kernel()
 def span_share(scores_at, num_heads, num_rows, groups, num_keys, visible, visible_bytes, running_at, counter):
-    """Scores of one span [n, R, SPAN] become weights in place, rows in turns by `counter`.
+    """Scores of one span [n, R, SPAN] become weights in place, rows in turns by `counter`; 0: all of them here.
 
     Args: num_keys: keys of the span that exist. running_at: (m, l, shrink) of each row, float32 [n R, 3]; the weighted
     values so far have to be multiplied by shrink = e^(m - m').
     """
-    total_rows = num_heads * num_rows
+    total_rows, own = num_heads * num_rows, np.zeros(1, np.int64)
+    counter = counter if counter else np.int64(own.ctypes.data)
     while True:
         first = _TURN * claim(counter)
         if first >= total_rows:
@@ -47,14 +48,4 @@ def span_share(scores_at, num_heads, num_rows, groups, num_keys, visible, visibl
             running[2] = exp(running[0] - top)
             running[1] = running[1] * running[2] + exp_sum(row, SPAN, top)
             running[0] = top
-
-
-@kernel()
-def span_alone(scores_at, num_heads, num_rows, groups, num_keys, visible, visible_bytes, running_at):
-    """All rows of a span on this thread."""
-    counter = np.zeros(1, np.int64)
-    span_share(
-        scores_at, num_heads, num_rows, groups, num_keys, visible, visible_bytes, running_at,
-        np.int64(counter.ctypes.data),
-    )  # fmt: skip
-    keep(counter)
+    keep(own)

@@ -40,6 +40,7 @@ from presswork.ops.tiles import (
 )
 
 _ROWS = 32  # query rows worked on together
+_WHOLE = 64  # scores that a compiled sum takes in one round; SPAN is a multiple
 
 
 @kernel()
@@ -67,40 +68,35 @@ def _sees_any(visible, visible_bytes, first, count, groups, num_keys):
 
 
 @kernel()
-def _soften(scores, num_keys, width, top, total, weights):
-    """Weights of a span's scores as bfloat16, zero up to `width`; returns (m', l', e^(m - m'))."""
-    new_top = max(top, largest(scores, num_keys))
+def _soften(scores, width, top, total, weights):
+    """Weights of a span's scores as bfloat16; returns (m', l', e^(m - m'))."""
+    new_top = max(top, largest(scores, width))
     shrink = exp(top - new_top)
-    new_total = total * shrink + exp_sum(scores, num_keys, new_top)
-    write_row(scores, num_keys, True, weights)
-    rest = carray(uint16_at(weights + 2 * num_keys), width - num_keys)
-    rest[:] = 0
+    new_total = total * shrink + exp_sum(scores, width, new_top)
+    write_row(scores, width, True, weights)
     return new_top, new_total, shrink
 
 
 @kernel()
-def _weigh(scores_at, count, num_keys, width, visible, visible_bytes, first, groups, top, total, shrink, weights):
+def _weigh(scores_at, count, num_keys, visible, visible_bytes, first, groups, top, total, shrink, weights):
     """Turn a span's scores of `count` rows into bfloat16 weights and advance the rows' running numbers.
 
-    Under a mask every row is summed over a full span, so that the sum does not depend on how many hidden keys follow.
+    A row is summed over whole vectors, missing and hidden keys weighing zero, so that its sum comes out the same bit
+    for bit however many of them follow.
     """
+    width = (num_keys + _WHOLE - 1) // _WHOLE * _WHOLE
     for i in range(count):
-        place = weights + 2 * SPAN * i
-        if not visible:
-            scores = carray(float32_at(scores_at + 4 * SPAN * i), num_keys)
-            length, padded = num_keys, width
+        scores, place = carray(float32_at(scores_at + 4 * SPAN * i), width), weights + 2 * SPAN * i
+        for j in range(num_keys, width):
+            scores[j] = np.float32(-np.inf)
+        if visible and not hide(scores, visible + (first + i) // groups * visible_bytes, num_keys):
+            blank = carray(uint16_at(place), width)
+            blank[:] = 0
+            shrink[i] = 1
         else:
-            scores = carray(float32_at(scores_at + 4 * SPAN * i), SPAN)
-            length, padded = SPAN, SPAN
-            scores[num_keys:] = np.float32(-np.inf)
-            if not hide(scores, visible + (first + i) // groups * visible_bytes, num_keys):
-                blank = carray(uint16_at(place), width)
-                blank[:] = 0
-                shrink[i] = 1
-                continue
-        top[first + i], total[first + i], shrink[i] = _soften(
-            scores, length, padded, top[first + i], total[first + i], place
-        )
+            top[first + i], total[first + i], shrink[i] = _soften(
+                scores, width, top[first + i], total[first + i], place
+            )
 
 
 @kernel()
@@ -138,7 +134,7 @@ def _attend_head(
                 )  # fmt: skip
             shown = visible + start if visible else 0
             _weigh(
-                scores, count, span, 32 * steps, shown, visible_bytes, first, groups, top, total, shrink, weights
+                scores, count, span, shown, visible_bytes, first, groups, top, total, shrink, weights
             )  # fmt: skip
             for column in range(0, head_dim, 32):
                 multiply(
@@ -154,10 +150,11 @@ def _attend_head(
 def _gather_queries(q, q_bytes, rows, padded, groups, head_dim, target):
     for r in range(padded):
         row = carray(uint16_at(target + 2 * head_dim * r), head_dim)
-        if r < rows:
-            row[:] = carray(uint16_at(q + r // groups * q_bytes + r % groups * 2 * head_dim), head_dim)
-        else:
-            row[:] = 0
+        source = carray(
+            uint16_at(q + r // groups * q_bytes + r % groups * 2 * head_dim if r < rows else target), head_dim
+        )
+        for i in range(head_dim):
+            row[i] = source[i] if r < rows else np.uint16(0)
 
 
 @kernel()
@@ -183,36 +180,24 @@ def _attend_share(
     q, q_bytes, k, k_head_bytes, k_bytes, v, v_head_bytes, v_bytes, visible, visible_bytes, out, num_rows, num_kv_heads,
     groups, num_keys, head_dim, parts, counter,
 ):  # fmt: skip
-    """Pieces of work are (KV head, part of the query rows), as `counter` hands them out."""
-    part_rows = (num_rows + parts - 1) // parts
+    """Pieces of work are (KV head, part of the query rows), as `counter` hands them out; 0: all of them here."""
+    part_rows, own = (num_rows + parts - 1) // parts, np.zeros(1, np.int64)
+    counter = counter if counter else np.int64(own.ctypes.data)
     start_tiles()
     while True:
         piece = claim(counter)
         if piece >= num_kv_heads * parts:
             break
-        head, first = piece // parts, piece % parts * part_rows
-        count = min(part_rows, num_rows - first)
+        first = piece % parts * part_rows
+        count, columns = min(part_rows, num_rows - first), piece // parts * groups * 2 * head_dim
         if count > 0:
-            offset = first * groups * num_kv_heads * 2 * head_dim + head * groups * 2 * head_dim
             _attend_head(
-                q + first * q_bytes + head * groups * 2 * head_dim, q_bytes, k + head * k_head_bytes, k_bytes,
-                v + head * v_head_bytes, v_bytes, visible + first * visible_bytes if visible else 0, visible_bytes,
-                out + offset, count, groups, num_keys, head_dim,
+                q + first * q_bytes + columns, q_bytes, k + piece // parts * k_head_bytes, k_bytes,
+                v + piece // parts * v_head_bytes, v_bytes, visible + first * visible_bytes if visible else 0,
+                visible_bytes, out + first * q_bytes + columns, count, groups, num_keys, head_dim,
             )  # fmt: skip
     stop_tiles()
-
-
-@kernel()
-def _attend_alone(
-    q, q_bytes, k, k_head_bytes, k_bytes, v, v_head_bytes, v_bytes, visible, visible_bytes, out, num_rows, num_kv_heads,
-    groups, num_keys, head_dim,
-):  # fmt: skip
-    counter = np.zeros(1, np.int64)
-    _attend_share(
-        q, q_bytes, k, k_head_bytes, k_bytes, v, v_head_bytes, v_bytes, visible, visible_bytes, out, num_rows,
-        num_kv_heads, groups, num_keys, head_dim, 1, np.int64(counter.ctypes.data),
-    )  # fmt: skip
-    keep(counter)
+    keep(own)
 
 
 def fits_tiles(q: Tensor) -> bool:
@@ -236,9 +221,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     # Each exponential costs about as much as 64 multiply-adds on tiles.
     num_products = num_rows * num_heads * num_keys * (2 * head_dim + 64)
     shares = num_shares(num_products, num_rows * num_heads // _ROWS)
-    if shares == 1:
-        _attend_alone(*arguments)
-    else:
-        parts = (shares + num_kv_heads - 1) // num_kv_heads
-        run_shared(shares, _attend_share, *arguments, parts)
+    run_shared(shares, _attend_share, *arguments, (shares + num_kv_heads - 1) // num_kv_heads)
     return out

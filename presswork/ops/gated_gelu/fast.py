@@ -89,7 +89,7 @@ def activate_packed(gate_up, width, inner, packed, num_rows, activated, counter,
 
 
 @kernel()
-def _mlp_alone(x, x_bytes, num_rows, inner, gate_up, width, down, out):
+def _mlp(x, x_bytes, num_rows, inner, gate_up, width, down, out):
     groups = (num_rows + 15) // 16
     memory = np.empty((groups * (inner // 32 + width // 32) + 5) * TILE_BYTES + 64, np.uint8)
     counters = np.zeros(2, np.int64)
@@ -139,7 +139,7 @@ def gated_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     place = (x.data_ptr(), 2 * x.stride(0), num_rows, inner)
     shares = num_shares(2 * num_rows * inner * width, width // 32)
     if shares == 1:
-        _mlp_alone(*place, gate_up.data_ptr(), width, down.data_ptr(), out.data_ptr())
+        _mlp(*place, gate_up.data_ptr(), width, down.data_ptr(), out.data_ptr())
         return out
     packed = torch.empty(products.packed_bytes(num_rows, inner), dtype=torch.uint8)
     activated = torch.empty(products.packed_bytes(num_rows, width), dtype=torch.uint8)
@@ -147,5 +147,5 @@ def gated_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     run_shared(
         shares, _activate_share, gate_up.data_ptr(), width, inner, packed.data_ptr(), num_rows, activated.data_ptr()
     )
-    products.multiply_shared(shares, down, activated, num_rows, out)
+    products.multiply_shared(shares, (0, 0), activated, down, num_rows, out)
     return out

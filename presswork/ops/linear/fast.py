@@ -23,32 +23,26 @@ def packed_bytes(num_rows: int, width: int) -> int:
 
 
 @kernel()
-def _multiply_alone(x, x_bytes, num_rows, width, weight, num_columns, out):
-    memory = np.empty(((num_rows + 15) // 16 * (width // 32) + 5) * TILE_BYTES + 64, np.uint8)
-    counter = np.zeros(1, np.int64)
-    tiles = aligned(memory)
-    packed = tiles + 5 * TILE_BYTES
-    start_tiles()
-    pack_matrix(x, x_bytes, num_rows, width, packed)
-    multiply_packed(weight, num_columns, width, packed, num_rows, out, 2 * num_columns, counter.ctypes.data, tiles)
-    stop_tiles()
-    keep(memory)
-    keep(counter)
-
-
-@kernel()
 def pack(x, x_bytes, num_rows, width, memory):
     """Pack evenly spaced rows, from Python."""
     pack_matrix(x, x_bytes, num_rows, width, memory)
 
 
 @kernel()
-def _multiply_share(weight, num_columns, width, packed, num_rows, out, counter):
-    memory = np.empty(5 * TILE_BYTES + 64, np.uint8)
+def _multiply_share(x, x_bytes, packed, num_rows, width, weight, num_columns, out, counter):
+    """Columns of out = x weight^T as `counter` hands them out; x comes packed, or is packed here where that is 0."""
+    groups = 0 if packed else (num_rows + 15) // 16
+    memory, own = np.empty((groups * (width // 32) + 5) * TILE_BYTES + 64, np.uint8), np.zeros(1, np.int64)
+    tiles = aligned(memory)
     start_tiles()
-    multiply_packed(weight, num_columns, width, packed, num_rows, out, 2 * num_columns, counter, aligned(memory))
+    if not packed:
+        packed = tiles + 5 * TILE_BYTES
+        pack_matrix(x, x_bytes, num_rows, width, packed)
+    counter = counter if counter else np.int64(own.ctypes.data)
+    multiply_packed(weight, num_columns, width, packed, num_rows, out, 2 * num_columns, counter, tiles)
     stop_tiles()
     keep(memory)
+    keep(own)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -60,22 +54,23 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     if x.stride(1) != 1:
         x = x.contiguous()
     out = x.new_empty(num_rows, outer)
-    place = (x.data_ptr(), 2 * x.stride(0), num_rows, inner)
+    place, packed = (x.data_ptr(), 2 * x.stride(0)), None
     shares = num_shares(num_rows * inner * outer, outer // 32)
-    if shares == 1:
-        _multiply_alone(*place, weight.data_ptr(), outer, out.data_ptr())
-        return out
-    packed = torch.empty(packed_bytes(num_rows, inner), dtype=torch.uint8)  # torch aligns to 64 bytes
-    pack(*place, packed.data_ptr())
-    multiply_shared(shares, weight, packed, num_rows, out)
+    if shares > 1:
+        packed = torch.empty(packed_bytes(num_rows, inner), dtype=torch.uint8)  # torch aligns to 64 bytes
+        pack(*place, num_rows, inner, packed.data_ptr())
+    multiply_shared(shares, place, packed, weight, num_rows, out)
     return out
 
 
-def multiply_shared(shares: int, weight: Tensor, packed: Tensor, num_rows: int, out: Tensor) -> None:
-    """Product of packed rows with a weight on several threads. Mutates out."""
+def multiply_shared(
+    shares: int, place: tuple[int, int], packed: Tensor | None, weight: Tensor, num_rows: int, out: Tensor
+) -> None:
+    """out = x weight^T, x given as packed rows or else as (address, bytes a row). Mutates out."""
     outer, inner = weight.shape
+    source = 0 if packed is None else packed.data_ptr()
     run_shared(
-        shares, _multiply_share, weight.data_ptr(), outer, inner, packed.data_ptr(), num_rows, out.data_ptr()
+        shares, _multiply_share, *place, source, num_rows, inner, weight.data_ptr(), outer, out.data_ptr()
     )  # fmt: skip
 
 

@@ -189,7 +189,7 @@ def _settle(units, empties, values, num, banned_cell, banned_bit, once, twice):
 
 @kernel()
 def count(search, limit, banned_cell, banned_bit, state, is_random):
-    """Count solutions up to a limit from the position at depth 0; the last one found is left in `values` there.
+    """Count solutions up to a limit from the position at depth 0; the one that reaches it is left in `values` there.
 
     Args:
         banned_cell, banned_bit: one digit a cell may not take, or cell 81.
@@ -247,7 +247,10 @@ def _branch(search, depth, bit):
 
 @kernel()
 def count_solutions(puzzle, limit, solution):
-    """Count a puzzle's solutions up to a limit, 0 when clues collide; the last one goes to solution. Mutates that."""
+    """Count a puzzle's solutions up to a limit, 0 when clues collide.
+
+    Mutates solution: the one that reaches the limit goes there.
+    """
     search = new_search()
     if not load(search, puzzle):
         return 0

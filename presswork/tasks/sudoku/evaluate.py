@@ -25,23 +25,25 @@ def evaluate(
     clues: Clues,
     seed: int,
     *,
-    temperature: float | None = None,
+    with_diffusion: bool = True,
     with_ar: bool = True,
     on_progress: Callable[[Mode, int], None] | None = None,
+    **params: Any,
 ) -> dict[str, Any]:
     """Solve fresh puzzles, and say how it went.
 
     Args:
         num, clues, seed: what puzzles, as `generate` makes them; the seed is also the requests'.
-        temperature, with_ar, on_progress: as in `evaluate_puzzles`.
+        with_diffusion, with_ar, on_progress, params: as in `evaluate_puzzles`.
     Returns: the keys of `evaluate_puzzles`, and clues.
     """
     if num < 1:
         raise RequestError(f"num must be at least 1 puzzle, got {num}")
     puzzles, solutions = generate(num, seed, clues)
     report = evaluate_puzzles(
-        engine, puzzles, solutions, seed, temperature=temperature, with_ar=with_ar, on_progress=on_progress
-    )
+        engine, puzzles, solutions, seed, with_diffusion=with_diffusion, with_ar=with_ar, on_progress=on_progress,
+        **params,
+    )  # fmt: skip
     return {"clues": str(clues), **report}
 
 
@@ -51,24 +53,27 @@ def evaluate_puzzles(
     solutions: Grids,
     seed: int,
     *,
-    temperature: float | None = None,
+    with_diffusion: bool = True,
     with_ar: bool = True,
     on_progress: Callable[[Mode, int], None] | None = None,
+    **params: Any,
 ) -> dict[str, Any]:
     """Solve given puzzles, such as those of `load_puzzles`.
 
     Args:
-        temperature: of the diffusion requests; None is the checkpoint's. Autoregressive ones take the likeliest token.
-        with_ar: also solve them one token at a time. That comes second, so prefixes it finds cached favour it.
+        with_diffusion: solve them by denoising.
+        with_ar: solve them one token at a time too, the likeliest each time. That comes second, so prefixes it finds
+            cached favour it.
         on_progress: called with the mode and the puzzles done in it after every batch.
+        params: of the diffusion requests, fields of SamplingParams; the others are the checkpoint's.
     Returns:
         num, seed, and of diffusion: solved (fraction of puzzles), cells (fraction of all 81 N cells that are right, an
         ill-formed grid's counted too), mean_steps (denoise steps a puzzle; for ar, tokens), tokens_per_s (delivered,
         prefill included), wall_s; the same five under ar.
     """
-    changes = {} if temperature is None else {"temperature": temperature}
     report: dict[str, Any] = {"num": len(puzzles), "seed": seed}
-    report |= _run(engine, puzzles, solutions, "diffusion", on_progress, seed=seed, **changes)
+    if with_diffusion:
+        report |= _run(engine, puzzles, solutions, "diffusion", on_progress, seed=seed, **params)
     if with_ar:
         report["ar"] = _run(engine, puzzles, solutions, "ar", on_progress, seed=seed, temperature=0.0)
     return report
