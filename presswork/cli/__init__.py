@@ -33,7 +33,7 @@ class _LazyVerb(TyperCommand):
     """Stands for a verb in listings and hands over to its module when it is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        app: typer.Typer = import_module(f"presswork.cli.{self.name}").app
+        app: typer.Typer = import_module(f"presswork.cli.verbs.{self.name}").app
         return typer.main.get_command(app).make_context(info_name, args, parent, **extra)
 
 

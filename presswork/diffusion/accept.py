@@ -1,4 +1,4 @@
-"""Which sampled tokens of a step stay in the canvas. L canvas."""
+"""Which sampled tokens of a step stay in the canvas. L canvas; leading dimensions are canvases of their own."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +13,7 @@ from presswork.config import require
 class AcceptRule(Protocol):
     """A pure function of one step's readings; acceptance starts from nothing in every step."""
 
-    def accept(self, entropy: Float[Tensor, "L"], max_logprob: Float[Tensor, "L"]) -> Bool[Tensor, "L"]:
+    def accept(self, entropy: Float[Tensor, "*C L"], max_logprob: Float[Tensor, "*C L"]) -> Bool[Tensor, "*C L"]:
         """True where the sampled token is kept, False where the position is renoised."""
         ...
 
@@ -32,12 +32,10 @@ class EntropyBoundRule:
     def __post_init__(self) -> None:
         require(self.entropy_bound > 0, f"entropy_bound must be above 0, got {self.entropy_bound}")
 
-    def accept(self, entropy: Float[Tensor, "L"], max_logprob: Float[Tensor, "L"]) -> Bool[Tensor, "L"]:
+    def accept(self, entropy: Float[Tensor, "*C L"], max_logprob: Float[Tensor, "*C L"]) -> Bool[Tensor, "*C L"]:
         ordered, order = torch.sort(entropy, stable=True)
-        within = torch.cumsum(ordered, 0) - ordered <= self.entropy_bound
-        accepted = torch.zeros_like(within)
-        accepted[order] = within
-        return accepted
+        within = torch.cumsum(ordered, -1) - ordered <= self.entropy_bound
+        return torch.zeros_like(within).scatter(-1, order, within)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,6 @@ class ConfidenceRule:
     def __post_init__(self) -> None:
         require(0 < self.threshold <= 1, f"accept_threshold must lie in (0, 1], got {self.threshold}")
 
-    def accept(self, entropy: Float[Tensor, "L"], max_logprob: Float[Tensor, "L"]) -> Bool[Tensor, "L"]:
-        accepted = max_logprob.exp() >= self.threshold
-        accepted[max_logprob.argmax()] = True
-        return accepted
+    def accept(self, entropy: Float[Tensor, "*C L"], max_logprob: Float[Tensor, "*C L"]) -> Bool[Tensor, "*C L"]:
+        confident = max_logprob.exp() >= self.threshold
+        return confident.scatter(-1, max_logprob.argmax(-1, keepdim=True), True)

@@ -28,6 +28,7 @@ class Batch:
         starts: position where each canvas begins.
         x0, xt: the canvases, clean and noised.
         self_conditioned: indices of the canvases whose pass is fed a first pass's belief.
+        belief: soft embeddings the canvases bring along from an earlier step, zero where they bring none.
     """
 
     ids: Int[Tensor, "B T"]
@@ -37,16 +38,21 @@ class Batch:
     x0: Int[Tensor, "C L"]
     xt: Int[Tensor, "C L"]
     self_conditioned: Int[Tensor, "U"]
+    belief: Float[Tensor, "C L D"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """total = diffusion + encoder_weight * encoder, each a mean in nats per token."""
+    """total = diffusion + encoder_weight * encoder, each a mean in nats per token.
+
+    `hidden` is the canvas pass's final state, detached, for batch sources that learn from it.
+    """
 
     total: Float[Tensor, ""]
     diffusion: Float[Tensor, ""]
     encoder: Float[Tensor, ""]
     canvas_accuracy: Float[Tensor, ""]
+    hidden: Float[Tensor, "N D"]
 
 
 def batch_losses(
@@ -68,6 +74,7 @@ def batch_losses(
         diffusion=diffusion.detach(),
         encoder=encoder.detach(),
         canvas_accuracy=right / batch.x0.numel(),
+        hidden=canvas.detach(),
     )
 
 
@@ -103,14 +110,14 @@ def decode(
 def _belief(
     model: Transformer, batch: Batch, kept: list[tuple[Tensor, Tensor]], attend: AttendBatch
 ) -> Float[Tensor, "N D"] | None:
-    """Soft embeddings of a first pass without signal; zero rows for canvases that go without."""
+    """What a batch brings along, and for the chosen canvases the soft embeddings of a first pass without signal."""
     chosen = batch.self_conditioned
     if chosen.numel() == 0:
-        return None
+        return None if batch.belief is None else batch.belief.flatten(0, 1)
     hidden = decode(model, batch.xt[chosen], batch.examples[chosen], batch.starts[chosen], kept, None, attend)
     soft = torch.cat([_softmax_embedding(model, rows) for rows in hidden.split(_chunk_rows(model))])
     num, length = batch.xt.shape
-    belief = hidden.new_zeros(num, length, hidden.shape[-1])
+    belief = hidden.new_zeros(num, length, hidden.shape[-1]) if batch.belief is None else batch.belief.clone()
     belief[chosen] = soft.unflatten(0, (-1, length))
     return belief.flatten(0, 1)
 

@@ -4,11 +4,13 @@ import ctypes
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from presswork.errors import GenerationError
@@ -23,8 +25,27 @@ _MAX_DENSE_EXPERTS = 8
 
 logger = logging.getLogger(__name__)
 
-BatchSource = Callable[[int], Batch]
-"""The batch of step 0, 1, ...: a pure function of the step, so that a resumed run sees what it would have seen."""
+
+class BatchSource(Protocol):
+    """The batch of step 0, 1, ...: a function of the step alone, so that a resumed run sees what it would have seen."""
+
+    def __call__(self, step: int) -> Batch: ...
+
+
+@runtime_checkable
+class CarryingSource(Protocol):
+    """A source whose batches also depend on how the model did in earlier steps; its state is saved with the run's."""
+
+    def __call__(self, step: int) -> Batch: ...
+
+    def observe(self, step: int, batch: Batch, hidden: Float[Tensor, "N D"], model: Transformer) -> None:
+        """Take note of the canvas pass of a step, before the weights move."""
+        ...
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def restore(self, state: dict[str, Tensor]) -> None: ...
+
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +75,8 @@ class Trainer:
         state = load_state(folder)
         if state is not None:
             self.optimizer.restore(state["optimizer"])
+            if isinstance(source, CarryingSource):
+                source.restore(state["source"])
             self.next_step, self._elapsed_s = state["next_step"], state["elapsed_s"]
             logger.info("resumed %s at step %d", folder, self.next_step)
 
@@ -86,6 +109,8 @@ class Trainer:
         if not torch.isfinite(losses.total):
             save_state(self.folder / "failed", {"step": step, "batch": asdict(batch)})
             raise GenerationError(f"the loss of step {step} is not finite; its batch is in {self.folder / 'failed'}")
+        if isinstance(self._source, CarryingSource):
+            self._source.observe(step, batch, losses.hidden, self.model)
         losses.total.backward()
         norm = self.optimizer.step(step)
         return {
@@ -111,6 +136,8 @@ class Trainer:
     def save(self) -> None:
         """Write the state a later run resumes from."""
         state = {"optimizer": self.optimizer.state(), "next_step": self.next_step, "elapsed_s": self._elapsed_s}
+        if isinstance(self._source, CarryingSource):
+            state["source"] = self._source.state()
         save_state(self.folder, state)
 
     def averaged_weights(self) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from presswork.cli import app
 from presswork.cli.sudoku import EXAMPLE
+from presswork.cli.watch import CanvasView
+from presswork.engine.loader import load
 from presswork.tasks.sudoku.encoding import read_puzzle
 from presswork.tasks.sudoku.generate import solve
 from presswork.testing import tiny_model
@@ -33,6 +35,10 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     return int(stop.value.code or 0), out, err
 
 
+def give_stdin(monkeypatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
 def test_run_solves_the_example(capsys):
     code, out, err = run(capsys, "run")
     assert code == 0
@@ -50,50 +56,58 @@ def test_run_prints_json(capsys):
 
 
 def test_run_reads_stdin_and_files(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(EXAMPLE))
+    give_stdin(monkeypatch, EXAMPLE + "\n")
     _, piped, _ = run(capsys, "run", "-")
     source = tmp_path / "puzzle.txt"
     source.write_text(EXAMPLE)
     _, filed, _ = run(capsys, "run", "--file", str(source))
-    assert piped == filed and len(piped.split()) == 9
+    assert piped == filed and len(piped.splitlines()) == 11
 
 
 def test_run_in_ar_mode_and_without_early_stop(capsys):
     code, _, err = run(capsys, "run", EXAMPLE, "--mode", "ar", "--temperature", "0")
     assert code == 0 and "denoise" not in err
-    code, _, err = run(capsys, "run", EXAMPLE, "--no-early-stop", "--max-denoising-steps", "7")
+    code, _, err = run(capsys, "run", EXAMPLE, "--stability-threshold", "none", "--steps", "7")
     assert code == 0 and "7 denoise steps" in err
 
 
-def test_watch_draws_every_step_and_leaves_the_text():
-    from presswork.cli.watch import watch_canvas
-    from presswork.engine.loader import load
-
+def test_watch_draws_every_step_and_leaves_no_drawing():
+    engine = load("sudoku")
+    view = CanvasView(engine.tokenizer, engine.end_ids)
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system="truecolor")
-    reply = watch_canvas(load("sudoku"), EXAMPLE, console=console, max_denoising_steps=5)
-    drawn = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "step 1/5" in drawn and reply.text.splitlines()[-1] in drawn
+    frames = []
+    for event in engine.stream(EXAMPLE, drafts=True, max_denoising_steps=5):
+        if view.update(event):
+            with console.capture() as drawn:
+                console.print(view)
+            frames.append(drawn.get())
+    assert 2 <= len(frames) <= 5
+    assert all(f"step {i + 1} of at most 5" in frame for i, frame in enumerate(frames))
+    settled = [int(frame.partition("settled ")[2].partition("/")[0]) for frame in frames]
+    assert settled[0] < settled[-1] == 90
 
 
-def test_chat_keeps_going_after_a_bad_turn(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"hello\n/seed x\n/seed 4\n{EXAMPLE}\n/reset\n/exit\n"))
-    code, out, err = run(capsys, "chat", "--max-denoising-steps", "2")
-    assert code == 0 and len(out.split()) >= 1
-    assert "refused by the chat template" in err and "/seed takes a whole number" in err
+def test_chat_answers_lines_and_keeps_commands_to_itself(capsys, monkeypatch):
+    give_stdin(monkeypatch, f"/seed 4\n{EXAMPLE}\n/reset\n{EXAMPLE}\n/exit\nnever read\n")
+    code, out, err = run(capsys, "chat", "sudoku", "--steps", "2", "--max-tokens", "90")
+    assert code == 0 and len(out.splitlines()) == 18
+    assert "seed 4" in err and "forgotten" in err
+    give_stdin(monkeypatch, "/seed x\n")
+    assert run(capsys, "chat", "sudoku")[0] == 2
 
 
 def test_list_and_show(capsys):
     assert any(m["name"] == "sudoku" for m in json.loads(run(capsys, "list", "--json")[1]))
     facts = json.loads(run(capsys, "show", "sudoku", "--json")[1])
-    assert 1_000_000 < facts["parameters"] < 3_000_000 and facts["active_per_token"] < facts["parameters"]
-    assert "canvas length" in run(capsys, "show", "sudoku")[1]
+    assert 1_000_000 < facts["parameters"] < 3_000_000 and facts["active_parameters"] < facts["parameters"]
+    assert "canvas" in run(capsys, "show", "sudoku")[1]
 
 
 def test_doctor_plans_before_loading_and_measures(capsys, bare_folder):
     report = json.loads(run(capsys, "doctor", str(bare_folder), "--json", "--tokens", "8")[1])
-    assert report["memory"]["fits"] and report["hardware"]["cores"] >= 1
-    assert report["speed"]["ms_per_denoise_step"] > 0 and report["speed"]["ms_per_ar_token"] > 0
-    assert "speed" not in json.loads(run(capsys, "doctor", str(bare_folder), "--json", "--no-measure")[1])
+    assert report["plan"]["fits"] and report["hardware"]["num_cores"] >= 1
+    assert report["measured"]["ms_per_denoise_step"] > 0 and report["measured"]["ms_per_ar_token"] > 0
+    assert None is json.loads(run(capsys, "doctor", str(bare_folder), "--json", "--no-measure")[1])["measured"]
 
 
 def test_bench_times_both_modes(capsys, bare_folder):
@@ -109,7 +123,7 @@ def test_eval_counts_puzzles(capsys, tmp_path):
     assert {"solved", "cells", "mean_steps", "tokens_per_s"} <= report.keys() & report["ar"].keys()
     listed = tmp_path / "list.txt"
     listed.write_text(EXAMPLE.replace(" ", "") + "\n")
-    assert json.loads(run(capsys, "eval", "sudoku", "--puzzles", str(listed), "--no-ar", "--json")[1])["num"] == 1
+    assert json.loads(run(capsys, "eval", "sudoku", "--puzzles", str(listed), "--mode", "diffusion", "--json")[1])["num"] == 1
 
 
 @pytest.mark.parametrize(
@@ -119,11 +133,11 @@ def test_eval_counts_puzzles(capsys, tmp_path):
         (("nothing",), 2, "No such command"),
         (("run", "x", "--max-tokens", "many"), 2, "--max-tokens"),
         (("run", EXAMPLE, "--top-p", "3"), 2, "top_p must be a number in (0, 1], got 3.0"),
-        (("run", "hello"), 2, "refused by the chat template"),
-        (("run", "x", "--file", "y"), 2, "not both"),
-        (("run", "--file", "nowhere.txt"), 2, "cannot read the prompt"),
+        (("run", "hello"), 2, "unexpected 'h' at character 1"),
+        (("run", "x", "--file", "y"), 2, "either a prompt or --file"),
+        (("run", "--file", "nowhere.txt"), 2, "the prompt cannot be read"),
         (("run", "x", "--model", "sudokku"), 3, "sudoku"),
-        (("show", "no/such-model"), 3, "presswork pull"),
+        (("show", "no/such-model"), 3, "no/such-model"),
         (("eval", "sudoku", "--clues", "9-99"), 2, "17-81"),
         (("run", "x", "--device", "quantum"), 2, "quantum"),
     ],
@@ -138,14 +152,14 @@ def test_a_bad_checkpoint_and_a_missing_tokenizer(capsys, bare_folder, tmp_path)
     (tmp_path / "config.json").write_text("{")
     assert run(capsys, "run", "x", "--model", str(tmp_path))[0] in (3, 4)
     code, _, err = run(capsys, "run", "x", "--model", str(bare_folder))
-    assert code == 2 and "no tokenizer" in err
+    assert code in (1, 2) and "tokenizer" in err
 
 
 def test_ctrl_c_is_quiet(capsys, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("presswork.cli.run.open_engine", interrupt)
+    monkeypatch.setattr("presswork.cli.verbs.run.open_engine", interrupt)
     assert run(capsys, "run", "x") == (130, "", "presswork: interrupted\n")
 
 

@@ -146,7 +146,7 @@ def _bits(x: Tensor) -> np.ndarray:
     return x.view(_BITS[x.dtype]).numpy()
 
 
-def _find_cut(z: np.ndarray, top_k: int, top_p: float) -> tuple[Any, int]:
+def _find_cut(z: np.ndarray, top_k: int, top_p: float) -> tuple[Any, Any]:
     e = np.empty_like(z)
     return find_cut(z, e, kernels.masses(z, e), top_k, top_p)
 

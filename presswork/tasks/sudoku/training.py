@@ -3,13 +3,19 @@
 B puzzles a step, R noised canvases of each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from presswork.config import ModelConfig, RopeConfig, periodic_layers
+from presswork.diffusion.accept import EntropyBoundRule
 from presswork.diffusion.corruption import MIN_TIME, corrupt
+from presswork.diffusion.sampler import DiffusionRules
+from presswork.diffusion.schedule import TemperatureSchedule
+from presswork.diffusion.stopping import StableAndConfidentRule
 from presswork.models.transformer import Transformer
 from presswork.tasks.sudoku.encoding import (
     CANVAS_LENGTH,
@@ -21,9 +27,17 @@ from presswork.tasks.sudoku.encoding import (
     encode_solutions,
 )
 from presswork.tasks.sudoku.generate import Clues, Grids, augment, generate
+from presswork.training.carry import CarriedCanvases
 from presswork.training.loss import Batch
 
 _IGNORED = -100
+
+WALK_RULES = DiffusionRules(
+    schedule=TemperatureSchedule(num_steps=20),
+    accept=EntropyBoundRule(),
+    stop=StableAndConfidentRule(confidence_threshold=0.005),
+)
+"""As short as generation should be: what is not solved by then starts over."""
 
 
 def model_config() -> ModelConfig:
@@ -45,7 +59,7 @@ def initialise(model: Transformer, seed: int = 0) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(*shape: int, deviation: float) -> torch.Tensor:
+    def normal(*shape: int, deviation: float) -> Tensor:
         return torch.randn(*shape, generator=generator) * deviation
 
     for name, parameter in model.named_parameters():
@@ -95,10 +109,26 @@ class PuzzleBatches:
         self._puzzles, self._solutions = generate(pool_size, pool_seed, Clues())
 
     def __call__(self, step: int) -> Batch:
+        rng = np.random.default_rng((self.config.seed, step))
+        puzzles, solutions = self.draw(rng, step)
+        return self.assemble(puzzles, solutions, step, torch.Generator().manual_seed(int(rng.integers(1 << 62))))
+
+    def draw(self, rng: np.random.Generator, step: int) -> tuple[Grids, Grids]:
+        """B puzzles for this step: some minimal, the others with clues added, all under a random symmetry."""
         config = self.config
-        rng = np.random.default_rng((config.seed, step))
-        puzzles, solutions = self._draw(rng, step)
-        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+        chosen = rng.integers(0, len(self._puzzles), config.num_puzzles)
+        puzzles, solutions = self._puzzles[chosen].copy(), self._solutions[chosen]
+        share = config.minimal_share * min(1.0, (step + 1) / max(1, config.curriculum_steps))
+        for i in range(config.num_puzzles):
+            if rng.random() >= share:
+                wanted = int(rng.integers(24, 56)) - int((puzzles[i] > 0).sum())
+                added = rng.permutation(np.flatnonzero(puzzles[i] == 0))[: max(0, wanted)]
+                puzzles[i, added] = solutions[i, added]
+        return augment(puzzles, solutions, int(rng.integers(1 << 62)))
+
+    def assemble(self, puzzles: Grids, solutions: Grids, step: int, generator: torch.Generator) -> Batch:
+        """A batch of R freshly corrupted canvases of each puzzle."""
+        config = self.config
         prompts = torch.from_numpy(encode_prompts(puzzles))
         responses = torch.from_numpy(encode_solutions(solutions))
         repeats = config.canvases_per_puzzle
@@ -119,23 +149,66 @@ class PuzzleBatches:
             self_conditioned=torch.randperm(num, generator=generator)[: num // 2].sort()[0],
         )
 
-    def _draw(self, rng: np.random.Generator, step: int) -> tuple[Grids, Grids]:
-        """Puzzles of this step: some minimal, the others with clues added, all under a random symmetry."""
-        config = self.config
-        chosen = rng.integers(0, len(self._puzzles), config.num_puzzles)
-        puzzles, solutions = self._puzzles[chosen].copy(), self._solutions[chosen]
-        share = config.minimal_share * min(1.0, step / max(1, config.curriculum_steps))
-        for i in range(config.num_puzzles):
-            if rng.random() >= share:
-                wanted = int(rng.integers(24, 56)) - int((puzzles[i] > 0).sum())
-                added = rng.permutation(np.flatnonzero(puzzles[i] == 0))[: max(0, wanted)]
-                puzzles[i, added] = solutions[i, added]
-        return augment(puzzles, solutions, int(rng.integers(1 << 62)))
+
+class PuzzleWalks:
+    """Batches in which most canvases go on from where the model left them in the step before.
+
+    Of a board's R canvases the first is corrupted afresh in every step; the others walk from uniform noise through the
+    sampler and start over once solved or out of steps. A board is replaced after `board_steps` steps, not all at once.
+    """
+
+    def __init__(self, batches: PuzzleBatches, board_steps: int = 20, rules: DiffusionRules = WALK_RULES):
+        self._batches, self._board_steps = batches, board_steps
+        config = batches.config
+        num = config.num_puzzles * config.canvases_per_puzzle
+        width = model_config().hidden_size
+        self._walks = CarriedCanvases(num, CANVAS_LENGTH, VOCAB_SIZE, width, rules, torch.bfloat16)
+        self._puzzles = np.zeros((config.num_puzzles, 81), np.uint8)
+        self._solutions = np.zeros((config.num_puzzles, 81), np.uint8)
+        self._walking = torch.arange(num) % config.canvases_per_puzzle > 0
+
+    def __call__(self, step: int) -> Batch:
+        config = self._batches.config
+        rng = np.random.default_rng((config.seed, step))
+        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+        leaving = (np.arange(config.num_puzzles) + step) % self._board_steps == 0
+        leaving |= ~self._puzzles.any(1)
+        if leaving.any():
+            puzzles, solutions = self._batches.draw(rng, step)
+            self._puzzles[leaving], self._solutions[leaving] = puzzles[leaving], solutions[leaving]
+            arrived = torch.from_numpy(leaving).repeat_interleave(config.canvases_per_puzzle)
+            self._walks.restart(arrived, generator)
+        fresh = self._batches.assemble(self._puzzles, self._solutions, step, generator)
+        walking = self._walking[:, None]
+        corrupted = torch.where(~self._walking)[0]
+        # As many in every step: compiled passes are made for one shape.
+        chosen = corrupted[torch.randperm(len(corrupted), generator=generator)[: len(corrupted) // 2]].sort()[0]
+        return replace(
+            fresh,
+            xt=torch.where(walking, self._walks.tokens, fresh.xt),
+            belief=self._walks.belief * walking[:, None],
+            self_conditioned=chosen,
+        )
+
+    def observe(self, step: int, batch: Batch, hidden: Float[Tensor, "N D"], model: Transformer) -> None:
+        """Take every walk one denoise step on; those that are over start again from noise."""
+        generator = torch.Generator().manual_seed(
+            int(np.random.default_rng((self._batches.config.seed, step, 1)).integers(1 << 62))
+        )
+        self._walks.restart(self._walks.advance(model, hidden, batch.x0, generator), generator)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs."""
+        boards = {"puzzles": torch.from_numpy(self._puzzles), "solutions": torch.from_numpy(self._solutions)}
+        return boards | self._walks.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from state(). Mutates the walks."""
+        self._puzzles, self._solutions = state["puzzles"].numpy(), state["solutions"].numpy()
+        self._walks.restore(state)
 
 
-def _causal_part(
-    prompts: torch.Tensor, responses: torch.Tensor, *, with_loss: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _causal_part(prompts: Tensor, responses: Tensor, *, with_loss: bool) -> tuple[Tensor, Tensor]:
     """(ids, targets) of the causal pass: the prompt alone, or with the solution, whose tokens are then predicted."""
     if not with_loss:
         return prompts, torch.full_like(prompts, _IGNORED)

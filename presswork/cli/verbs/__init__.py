@@ -1,0 +1,1 @@
+"""One module a verb; each has an `app` that presswork.cli hands over to."""

@@ -1,0 +1,80 @@
+"""Canvases that go on from one training step to the next, as the sampler would take them. C canvases, L canvas.
+
+    draw ──▶ xt, belief ──training pass──▶ hidden ──reading, accept, renoise──▶ xt, belief of the next step
+
+Uniform corruption shows a model noise over a clean text, and what it believed about that. Generation shows it its own
+drafts, many steps deep. Carrying canvases trains on those, and costs no pass of its own: the pass that gives the loss
+also gives the next draft. Gradients do not flow between steps.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from presswork.diffusion.sampler import DiffusionRules
+from presswork.models.transformer import Transformer
+from presswork.ops.vocab_head import read_vocab
+
+
+class CarriedCanvases:
+    """The walks of C canvases; each is somewhere between its first and its last denoise step.
+
+    Args:
+        rules: schedule and accept rule of the walks; a stop rule ends one.
+    """
+
+    def __init__(self, num: int, length: int, vocab_size: int, width: int, rules: DiffusionRules, dtype: torch.dtype):
+        self._rules, self._vocab_size = rules, vocab_size
+        self._temperatures = torch.tensor([rules.schedule.temperature(s) for s in range(rules.schedule.num_steps)])
+        self.tokens = torch.zeros(num, length, dtype=torch.int64)
+        self.belief = torch.zeros(num, length, width, dtype=dtype)
+        self.steps = torch.zeros(num, dtype=torch.int64)
+
+    def restart(self, chosen: Bool[Tensor, "C"], generator: torch.Generator) -> None:
+        """Put the chosen canvases back to uniform noise with nothing believed. Mutates the walks."""
+        fresh = torch.randint(0, self._vocab_size, self.tokens.shape, generator=generator)
+        self.tokens = torch.where(chosen[:, None], fresh, self.tokens)
+        self.belief[chosen] = 0
+        self.steps[chosen] = 0
+
+    @torch.no_grad()
+    def advance(
+        self, model: Transformer, hidden: Float[Tensor, "N D"], x0: Int[Tensor, "C L"], generator: torch.Generator
+    ) -> Bool[Tensor, "C"]:
+        """Take every walk one step on. Mutates the walks.
+
+        Args:
+            hidden: final hidden rows of the pass over `tokens` and `belief`.
+            x0: the clean canvases.
+        Returns: which walks are over: out of steps, or certain of the right text.
+        """
+        num, length = self.tokens.shape
+        reading = read_vocab(
+            hidden,
+            model.head,
+            softcap=model.config.final_logit_softcapping,
+            temperature=self._temperatures[self.steps].repeat_interleave(length),
+            uniform=torch.rand(num * length, generator=generator, dtype=torch.float64),
+            soft_embedding=True,
+            soft_source=model.decoder.embedding,
+        )
+        argmax, sample, entropy = (x.view(num, length) for x in (reading.argmax, reading.sample, reading.entropy))
+        accepted = self._rules.accept.accept(entropy, reading.max_logprob.view(num, length))
+        fresh = torch.randint(0, self._vocab_size, self.tokens.shape, generator=generator)
+        self.tokens = torch.where(accepted, sample, fresh)
+        assert reading.soft_embedding is not None
+        self.belief = reading.soft_embedding.view(num, length, -1).to(self.belief.dtype)
+        self.steps = self.steps + 1
+        over = self.steps >= self._rules.schedule.num_steps
+        if self._rules.stop is not None:
+            certain = entropy.mean(1) < self._rules.stop.confidence_threshold
+            over |= certain & (argmax == x0).all(1)
+        return over
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs."""
+        return {"tokens": self.tokens, "belief": self.belief, "steps": self.steps}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from state(). Mutates the walks."""
+        self.tokens, self.belief, self.steps = state["tokens"], state["belief"], state["steps"]
