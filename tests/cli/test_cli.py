@@ -123,7 +123,10 @@ def test_eval_counts_puzzles(capsys, tmp_path):
     assert {"solved", "cells", "mean_steps", "tokens_per_s"} <= report.keys() & report["ar"].keys()
     listed = tmp_path / "list.txt"
     listed.write_text(EXAMPLE.replace(" ", "") + "\n")
-    assert json.loads(run(capsys, "eval", "sudoku", "--puzzles", str(listed), "--mode", "diffusion", "--json")[1])["num"] == 1
+    assert (
+        json.loads(run(capsys, "eval", "sudoku", "--puzzles", str(listed), "--mode", "diffusion", "--json")[1])["num"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""One step of the sampler on readings made up by hand."""
+
+import torch
+
+from presswork.diffusion.accept import ConfidenceRule, EntropyBoundRule
+from presswork.diffusion.noise import CounterNoise
+from presswork.diffusion.sampler import CanvasState, DiffusionRules, StepReading, advance, start_canvas
+from presswork.diffusion.schedule import TemperatureSchedule
+from presswork.diffusion.stopping import StableAndConfidentRule
+
+VOCAB, LENGTH = 100, 4
+NOISE = CounterNoise(5)
+
+
+def rules(num_steps: int = 8, stop: StableAndConfidentRule | None = None) -> DiffusionRules:
+    return DiffusionRules(schedule=TemperatureSchedule(num_steps=num_steps), accept=EntropyBoundRule(0.1), stop=stop)
+
+
+def reading(argmax: list[int], entropy: list[float], sample: list[int] | None = None) -> StepReading:
+    return StepReading(
+        argmax=torch.tensor(argmax),
+        sample=torch.tensor(sample or argmax),
+        entropy=torch.tensor(entropy),
+        max_logprob=-torch.tensor(entropy),
+        soft_embedding=torch.full((LENGTH, 2), sum(entropy)),
+    )
+
+
+def start() -> CanvasState:
+    return start_canvas(NOISE, 1, LENGTH, VOCAB)
+
+
+def test_a_canvas_starts_as_the_requests_noise() -> None:
+    state = start()
+    assert torch.equal(state.tokens, NOISE.initial_canvas(1, LENGTH, VOCAB))
+    assert state.belief is None and state.step == 0 and not state.finished
+
+
+def test_accepted_samples_stay_and_the_rest_is_noise_again() -> None:
+    state = start()
+    advance(state, reading([1, 2, 3, 4], [0.0, 3.0, 0.05, 3.0], sample=[11, 12, 13, 14]), rules(), NOISE, VOCAB)
+    fresh = NOISE.renoise(1, 0, LENGTH, VOCAB)
+    # 0 + 0.05 stays within the bound, and the position that crosses it, the first of the equal ones, is in.
+    assert state.accepted.tolist() == [True, True, True, False]
+    assert state.tokens.tolist() == [11, 12, 13, int(fresh[3])]
+    assert state.argmax.tolist() == [1, 2, 3, 4]
+    assert state.belief is not None and torch.equal(state.belief, torch.full((LENGTH, 2), 6.05))
+
+
+def test_acceptance_starts_from_nothing_in_every_step() -> None:
+    state = start()
+    advance(state, reading([1, 2, 3, 4], [0.0, 0.0, 0.0, 0.0]), rules(), NOISE, VOCAB)
+    assert state.accepted.all()
+    advance(state, reading([1, 2, 3, 4], [5.0, 5.0, 5.0, 0.0]), rules(), NOISE, VOCAB)
+    assert state.accepted.tolist() == [True, False, False, True]
+    assert state.tokens[1:3].tolist() == NOISE.renoise(1, 1, LENGTH, VOCAB)[1:3].tolist()
+
+
+def test_positions_remember_when_they_settled() -> None:
+    state = start()
+    for argmax in ([1, 2, 3, 4], [1, 2, 9, 4], [1, 5, 9, 4]):
+        advance(state, reading(argmax, [1.0] * 4), rules(), NOISE, VOCAB)
+    assert state.settled_step.tolist() == [1, 3, 2, 1]
+
+
+def test_the_budget_ends_a_canvas_and_convergence_ends_it_early() -> None:
+    state = start()
+    for step in range(3):
+        assert not state.finished
+        advance(state, reading([step] * 4, [2.0] * 4), rules(num_steps=3), NOISE, VOCAB)
+    assert state.finished and not state.converged
+
+    stop = StableAndConfidentRule(stability_threshold=1, confidence_threshold=0.01)
+    state, sure = start(), reading([1, 2, 3, 4], [0.0] * 4)
+    advance(state, sure, rules(stop=stop), NOISE, VOCAB)
+    assert not state.finished
+    advance(state, sure, rules(stop=stop), NOISE, VOCAB)
+    assert state.finished and state.converged and state.step == 2
+
+
+def test_without_a_stop_rule_every_step_is_spent() -> None:
+    state, sure = start(), reading([1, 2, 3, 4], [0.0] * 4)
+    while not state.finished:
+        advance(state, sure, rules(num_steps=5), NOISE, VOCAB)
+    assert state.step == 5 and not state.converged
+
+
+def test_the_confidence_rule_reads_probabilities() -> None:
+    chosen = DiffusionRules(schedule=TemperatureSchedule(num_steps=4), accept=ConfidenceRule(0.8), stop=None)
+    state = start()
+    advance(state, reading([1, 2, 3, 4], [0.1, 0.3, 0.2, 4.0]), chosen, NOISE, VOCAB)
+    assert state.accepted.tolist() == [True, False, True, False]
