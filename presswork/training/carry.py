@@ -1,4 +1,6 @@
-"""Canvases that go on from one training step to the next, as the sampler would take them. C canvases, L canvas.
+"""Canvases that go on from one training step to the next, as the sampler would take them.
+
+C canvases, U of them in a step, L canvas.
 
     draw ──▶ xt, belief ──training pass──▶ hidden ──reading, accept, renoise──▶ xt, belief of the next step
 
@@ -30,42 +32,48 @@ class CarriedCanvases:
         self.belief = torch.zeros(num, length, width, dtype=dtype)
         self.steps = torch.zeros(num, dtype=torch.int64)
 
-    def restart(self, chosen: Bool[Tensor, "C"], generator: torch.Generator) -> None:
+    def restart(self, chosen: Int[Tensor, "U"], generator: torch.Generator) -> None:
         """Put the chosen canvases back to uniform noise with nothing believed. Mutates the walks."""
-        fresh = torch.randint(0, self._vocab_size, self.tokens.shape, generator=generator)
-        self.tokens = torch.where(chosen[:, None], fresh, self.tokens)
+        shape = (chosen.shape[0], self.tokens.shape[1])
+        self.tokens[chosen] = torch.randint(0, self._vocab_size, shape, generator=generator)
         self.belief[chosen] = 0
         self.steps[chosen] = 0
 
     @torch.no_grad()
     def advance(
-        self, model: Transformer, hidden: Float[Tensor, "N D"], x0: Int[Tensor, "C L"], generator: torch.Generator
-    ) -> Bool[Tensor, "C"]:
-        """Take every walk one step on. Mutates the walks.
+        self,
+        model: Transformer,
+        hidden: Float[Tensor, "N D"],
+        x0: Int[Tensor, "U L"],
+        generator: torch.Generator,
+        chosen: Int[Tensor, "U"],
+    ) -> Bool[Tensor, "U"]:
+        """Take the chosen walks one step on. Mutates the walks.
 
         Args:
-            hidden: final hidden rows of the pass over `tokens` and `belief`.
+            hidden: final hidden rows of the pass over their tokens and beliefs.
             x0: the clean canvases.
-        Returns: which walks are over: out of steps, or certain of the right text.
+        Returns: which of them are over: out of steps, or certain of the right text.
         """
-        num, length = self.tokens.shape
+        num, length = x0.shape
+        steps = self.steps[chosen]
         reading = read_vocab(
             hidden,
             model.head,
             softcap=model.config.final_logit_softcapping,
-            temperature=self._temperatures[self.steps].repeat_interleave(length),
+            temperature=self._temperatures[steps].repeat_interleave(length),
             uniform=torch.rand(num * length, generator=generator, dtype=torch.float64),
             soft_embedding=True,
             soft_source=model.decoder.embedding,
         )
         argmax, sample, entropy = (x.view(num, length) for x in (reading.argmax, reading.sample, reading.entropy))
         accepted = self._rules.accept.accept(entropy, reading.max_logprob.view(num, length))
-        fresh = torch.randint(0, self._vocab_size, self.tokens.shape, generator=generator)
-        self.tokens = torch.where(accepted, sample, fresh)
+        fresh = torch.randint(0, self._vocab_size, (num, length), generator=generator)
         assert reading.soft_embedding is not None
-        self.belief = reading.soft_embedding.view(num, length, -1).to(self.belief.dtype)
-        self.steps = self.steps + 1
-        over = self.steps >= self._rules.schedule.num_steps
+        self.tokens[chosen] = torch.where(accepted, sample, fresh)
+        self.belief[chosen] = reading.soft_embedding.view(num, length, -1).to(self.belief.dtype)
+        self.steps[chosen] = steps + 1
+        over = steps + 1 >= self._rules.schedule.num_steps
         if self._rules.stop is not None:
             certain = entropy.mean(1) < self._rules.stop.confidence_threshold
             over |= certain & (argmax == x0).all(1)

@@ -1,6 +1,7 @@
 """Training state on disk: written beside the old one, then swapped in, so that a crash leaves one good file."""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -34,5 +35,6 @@ def load_state(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(target, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"cannot read {target}: {error}; remove it to start over") from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"cannot read {target}: {reason}; remove it to start over") from error

@@ -47,7 +47,6 @@ class CarryingSource(Protocol):
     def restore(self, state: dict[str, Tensor]) -> None: ...
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
     """What one logged step looked like."""

@@ -151,51 +151,67 @@ class PuzzleBatches:
 
 
 class PuzzleWalks:
-    """Batches in which most canvases go on from where the model left them in the step before.
+    """Batches in which most canvases go on from where the model left them when their board was last visited.
 
-    Of a board's R canvases the first is corrupted afresh in every step; the others walk from uniform noise through the
-    sampler and start over once solved or out of steps. A board is replaced after `board_steps` steps, not all at once.
+    A store of boards is visited in turn, B boards a step. Of a board's R canvases the first is corrupted afresh at
+    every visit; the others walk from uniform noise through the sampler and start over once solved or out of steps.
+    Far more boards than a step takes: with the same few in step after step the model would chase them.
     """
 
-    def __init__(self, batches: PuzzleBatches, board_steps: int = 20, rules: DiffusionRules = WALK_RULES):
-        self._batches, self._board_steps = batches, board_steps
+    def __init__(
+        self, batches: PuzzleBatches, num_boards: int = 640, visits: int = 12, rules: DiffusionRules = WALK_RULES
+    ):
         config = batches.config
-        num = config.num_puzzles * config.canvases_per_puzzle
+        self._batches, self._visits, self._num_turns = batches, visits, num_boards // config.num_puzzles
+        num_boards = self._num_turns * config.num_puzzles
+        num = num_boards * config.canvases_per_puzzle
         width = model_config().hidden_size
         self._walks = CarriedCanvases(num, CANVAS_LENGTH, VOCAB_SIZE, width, rules, torch.bfloat16)
-        self._puzzles = np.zeros((config.num_puzzles, 81), np.uint8)
-        self._solutions = np.zeros((config.num_puzzles, 81), np.uint8)
-        self._walking = torch.arange(num) % config.canvases_per_puzzle > 0
+        self._puzzles, self._solutions = np.zeros((num_boards, 81), np.uint8), np.zeros((num_boards, 81), np.uint8)
+        self._walking = torch.arange(config.num_puzzles * config.canvases_per_puzzle) % config.canvases_per_puzzle > 0
 
     def __call__(self, step: int) -> Batch:
-        config = self._batches.config
-        rng = np.random.default_rng((config.seed, step))
+        rng = np.random.default_rng((self._batches.config.seed, step))
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        leaving = (np.arange(config.num_puzzles) + step) % self._board_steps == 0
-        leaving |= ~self._puzzles.any(1)
-        if leaving.any():
-            puzzles, solutions = self._batches.draw(rng, step)
-            self._puzzles[leaving], self._solutions[leaving] = puzzles[leaving], solutions[leaving]
-            arrived = torch.from_numpy(leaving).repeat_interleave(config.canvases_per_puzzle)
-            self._walks.restart(arrived, generator)
-        fresh = self._batches.assemble(self._puzzles, self._solutions, step, generator)
+        boards, canvases = self._turn(step)
+        self._replace(boards, canvases, rng, generator, step)
+        fresh = self._batches.assemble(self._puzzles[boards], self._solutions[boards], step, generator)
         walking = self._walking[:, None]
         corrupted = torch.where(~self._walking)[0]
         # As many in every step: compiled passes are made for one shape.
         chosen = corrupted[torch.randperm(len(corrupted), generator=generator)[: len(corrupted) // 2]].sort()[0]
         return replace(
             fresh,
-            xt=torch.where(walking, self._walks.tokens, fresh.xt),
-            belief=self._walks.belief * walking[:, None],
+            xt=torch.where(walking, self._walks.tokens[canvases], fresh.xt),
+            belief=self._walks.belief[canvases] * walking[:, None],
             self_conditioned=chosen,
         )
 
     def observe(self, step: int, batch: Batch, hidden: Float[Tensor, "N D"], model: Transformer) -> None:
-        """Take every walk one denoise step on; those that are over start again from noise."""
-        generator = torch.Generator().manual_seed(
-            int(np.random.default_rng((self._batches.config.seed, step, 1)).integers(1 << 62))
-        )
-        self._walks.restart(self._walks.advance(model, hidden, batch.x0, generator), generator)
+        """Take the walks of a step's boards one denoise step on; those that are over start again from noise."""
+        seed = int(np.random.default_rng((self._batches.config.seed, step, 1)).integers(1 << 62))
+        generator = torch.Generator().manual_seed(seed)
+        canvases = self._turn(step)[1]
+        over = self._walks.advance(model, hidden, batch.x0, generator, canvases)
+        self._walks.restart(canvases[over], generator)
+
+    def _turn(self, step: int) -> tuple[slice, Tensor]:
+        """(boards, their canvases) that a step visits."""
+        num, repeats = self._batches.config.num_puzzles, self._batches.config.canvases_per_puzzle
+        first = step % self._num_turns * num
+        return slice(first, first + num), torch.arange(first * repeats, (first + num) * repeats)
+
+    def _replace(
+        self, boards: slice, canvases: Tensor, rng: np.random.Generator, generator: torch.Generator, step: int
+    ) -> None:
+        """Let in new boards for those that have had their visits, or that were never there."""
+        num = self._batches.config.num_puzzles
+        leaving = (np.arange(num) + step // self._num_turns) % self._visits == 0
+        leaving |= ~self._puzzles[boards].any(1)
+        puzzles, solutions = self._batches.draw(rng, step)
+        self._puzzles[boards][leaving], self._solutions[boards][leaving] = puzzles[leaving], solutions[leaving]
+        arrived = torch.from_numpy(leaving).repeat_interleave(self._batches.config.canvases_per_puzzle)
+        self._walks.restart(canvases[arrived], generator)
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs."""

@@ -1,0 +1,151 @@
+"""Losses: worked by hand, against float64, what counts and what does not, and where gradients flow."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from presswork.models.transformer import Transformer
+from presswork.testing import tiny_model
+from presswork.training.loss import Batch, HeadCrossEntropy, batch_losses, decode, encode
+
+CANVAS, VOCAB = 8, 64
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batch(**changes: object) -> Batch:
+    ids = draw(2, 20)
+    targets = torch.full_like(ids, -100)
+    targets[:, 3:-1] = ids[:, 4:]
+    whole = Batch(
+        ids=ids, targets=targets, examples=torch.tensor([0, 1, 1]), starts=torch.tensor([4, 4, 12]),
+        x0=torch.stack([ids[0, 4:12], ids[1, 4:12], ids[1, 12:20]]), xt=draw(3, CANVAS, seed=1),
+        self_conditioned=torch.tensor([0, 2]),
+    )  # fmt: skip
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def model() -> Transformer:
+    return tiny_model().requires_grad_(True)
+
+
+def softcapped(hidden: Tensor, model: Transformer) -> Tensor:
+    cap = model.config.final_logit_softcapping
+    return cap * torch.tanh(hidden @ model.head.T / cap)
+
+
+def plain_losses(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(diffusion, encoder) written out: whole logits, one canvas at a time, a first pass wherever it is fed back."""
+    hidden, kept = encode(model, batch.ids)
+    encoder = F.cross_entropy(softcapped(hidden, model), batch.targets.flatten(), ignore_index=-100)
+    losses = []
+    for i in range(batch.x0.shape[0]):
+        where = (batch.examples[i : i + 1], batch.starts[i : i + 1], kept)
+        belief = None
+        if i in batch.self_conditioned.tolist():
+            with torch.no_grad():
+                first = softcapped(decode(model, batch.xt[i : i + 1], *where, None), model)
+                belief = first.softmax(-1) @ model.decoder.embedding
+        logits = softcapped(decode(model, batch.xt[i : i + 1], *where, belief), model)
+        losses.append(F.cross_entropy(logits, batch.x0[i]))
+    return torch.stack(losses).mean(), encoder
+
+
+@pytest.mark.parametrize("chosen", [[], [1], [0, 2], [0, 1, 2]])
+def test_the_batch_loss_equals_the_loss_written_out(model, chosen: list[int]) -> None:
+    given = batch(self_conditioned=torch.tensor(chosen, dtype=torch.int64))
+    found = batch_losses(model, given, encoder_weight=0.5)
+    found.total.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    diffusion, encoder = plain_losses(model, given)
+    (diffusion + 0.5 * encoder).backward()
+    torch.testing.assert_close(found.diffusion, diffusion.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.encoder, encoder.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.total.detach(), (diffusion + 0.5 * encoder).detach(), rtol=1e-5, atol=1e-6)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(grads[name], parameter.grad, rtol=2e-3, atol=2e-5, msg=name)
+
+
+def test_accuracy_counts_canvas_positions(model) -> None:
+    given = batch(self_conditioned=torch.tensor([], dtype=torch.int64))
+    argmax = softcapped(batch_losses(model, given).hidden, model).argmax(-1).view(3, CANVAS)
+    right = argmax.clone()
+    right[0, :4] = (right[0, :4] + 1) % VOCAB
+    assert float(batch_losses(model, replace(given, x0=right)).canvas_accuracy) == pytest.approx(20 / 24)
+
+
+def test_a_carried_belief_takes_the_place_of_a_first_pass(model) -> None:
+    none = torch.tensor([], dtype=torch.int64)
+    given = batch(self_conditioned=torch.tensor([0, 1, 2]))
+    with torch.no_grad():
+        first = batch_losses(model, batch(self_conditioned=none)).hidden
+        belief = softcapped(first, model).softmax(-1) @ model.decoder.embedding
+        expected = batch_losses(model, given)
+        carried = replace(given, self_conditioned=none, belief=belief.unflatten(0, (3, CANVAS)))
+        found = batch_losses(model, carried)
+        mixed = batch_losses(model, replace(carried, self_conditioned=torch.tensor([1])))
+    torch.testing.assert_close(found.diffusion, expected.diffusion)
+    torch.testing.assert_close(mixed.diffusion, expected.diffusion)
+
+
+def test_gradients_flow_into_the_encoders_keys_and_not_between_passes(model) -> None:
+    """With no causal loss the encoder's embedding of prompt tokens still gets a gradient, through keys and values."""
+    given = batch(targets=torch.full((2, 20), -100), self_conditioned=torch.tensor([0, 1, 2]))
+    losses = batch_losses(model, given)
+    assert float(losses.encoder) == 0
+    losses.total.backward()
+    grad = model.decoder.embedding.grad
+    assert grad is not None and torch.isfinite(grad).all()
+    only_prompt = set(given.ids[0, :4].tolist()) - set(given.xt.flatten().tolist())
+    assert only_prompt
+    # The head also reaches every embedding, so compare with what the head alone gives: a detached encoder.
+    model.zero_grad()
+    _, kept = encode(model, given.ids)
+    with torch.no_grad():
+        belief = softcapped(decode(model, given.xt, given.examples, given.starts, kept, None), model).softmax(-1)
+        belief = belief @ model.decoder.embedding
+    still = [(k.detach(), v.detach()) for k, v in kept]
+    logits = softcapped(decode(model, given.xt, given.examples, given.starts, still, belief), model)
+    F.cross_entropy(logits, given.x0.flatten()).backward()
+    alone = model.decoder.embedding.grad
+    assert alone is not None
+    for token in only_prompt:
+        assert (grad[token] - alone[token]).abs().max() > 1e-7
+
+
+class TestHeadCrossEntropy:
+    @pytest.mark.parametrize("chunk_rows", [1, 3, 7, 100])
+    def test_equals_float64(self, chunk_rows: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        hidden, weight = (torch.randn(n, 16, generator=generator) / 2 for n in (7, 33))
+        targets = torch.tensor([0, 32, 5, 5, 17, 2, 9])
+        a, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss, right = HeadCrossEntropy.apply(a, w, targets, 3.0, chunk_rows)
+        (2 * loss).backward()
+        b, u = hidden.double().requires_grad_(), weight.double().requires_grad_()
+        logits = 3 * torch.tanh(b @ u.T / 3)
+        expected = F.cross_entropy(logits, targets)
+        (2 * expected).backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+        assert int(right) == int((logits.argmax(-1) == targets).sum())
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(w.grad.double(), u.grad, rtol=1e-4, atol=1e-6)
+
+    def test_by_hand(self) -> None:
+        hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [0.0], [0.0], [0.0]])
+        loss, _ = HeadCrossEntropy.apply(hidden, weight, torch.tensor([2]), 30.0, 8)
+        assert float(loss) == pytest.approx(1.3862944)
+
+    def test_no_targets_are_a_loss_of_zero(self) -> None:
+        hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+        loss, right = HeadCrossEntropy.apply(hidden, weight, torch.zeros(0, dtype=torch.int64), 30.0, 8)
+        loss.backward()
+        assert loss.item() == 0 and float(right) == 0 and float(weight.grad.abs().sum()) == 0

@@ -1,0 +1,179 @@
+"""The loop: it learns, resumes to the bit, keeps its last good state, and stops on what is not finite."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from presswork.diffusion.corruption import corrupt, draw_times
+from presswork.errors import CheckpointError, GenerationError
+from presswork.testing import tiny_model
+from presswork.training import checkpoint
+from presswork.training.checkpoint import STATE_FILE, load_state
+from presswork.training.config import OptimizerConfig, TrainConfig
+from presswork.training.loss import Batch
+from presswork.training.trainer import Trainer
+
+PROMPT, CANVAS, VOCAB = 4, 8, 64
+
+
+def counting(step: int) -> Batch:
+    """The response counts on from the prompt's last token."""
+    generator = torch.Generator().manual_seed(step)
+    first = torch.randint(0, VOCAB - PROMPT - CANVAS, (8, 1), generator=generator)
+    ids = first + torch.arange(PROMPT + CANVAS)
+    x0 = ids[:, PROMPT:]
+    xt, _ = corrupt(x0, draw_times(8, generator), VOCAB, generator)
+    targets = torch.full_like(ids, -100)
+    targets[:, :-1] = ids[:, 1:]
+    return Batch(
+        ids=ids, targets=targets, examples=torch.arange(8), starts=torch.full((8,), PROMPT), x0=x0, xt=xt,
+        self_conditioned=torch.randperm(8, generator=generator)[:4].sort()[0],
+    )  # fmt: skip
+
+
+def config(num_steps: int = 6, **changes: object) -> TrainConfig:
+    base = TrainConfig(
+        num_steps=num_steps, optimizer=OptimizerConfig(peak_rate=3e-3, warmup_steps=2), dtype="float32",
+        checkpoint_every=2, log_every=1, ema_decay=0.9,
+    )  # fmt: skip
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def trainer(folder: Path, source=counting, **changes: object) -> Trainer:
+    return Trainer(tiny_model(), source, config(**changes), folder)
+
+
+def weights(trained: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trained.model.named_parameters()}
+
+
+def test_it_learns_to_count(tmp_path) -> None:
+    reports = list(trainer(tmp_path, num_steps=200, checkpoint_every=200).run())
+    # The loss of a step depends on its noise.
+    first, last = reports[:40], reports[-40:]
+    for name, share in (("diffusion", 0.85), ("encoder", 0.5)):
+        assert sum(getattr(r, name) for r in last) < share * sum(getattr(r, name) for r in first)
+    assert sum(r.canvas_accuracy for r in last) > sum(r.canvas_accuracy for r in first)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, dtype: str) -> None:
+    whole = trainer(tmp_path / "whole", dtype=dtype)
+    expected = list(whole.run())
+    first = trainer(tmp_path / "parts", dtype=dtype)
+    found = list(first.run(until=4))
+    second = trainer(tmp_path / "parts", dtype=dtype)
+    assert second.next_step == 4
+    found += list(second.run())
+    assert [(r.step, r.loss, r.gradient_norm) for r in found] == [(r.step, r.loss, r.gradient_norm) for r in expected]
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(second)[name]), name
+        assert torch.equal(whole.averaged_weights()[name], second.averaged_weights()[name]), name
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from tests.training.test_trainer import trainer
+torch.set_num_threads(1)
+for report in trainer(Path(sys.argv[1])).run():
+    if report.step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, step: int) -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(step)], capture_output=True)
+    assert killed.returncode == -9
+    again = trainer(tmp_path / "killed")
+    assert again.next_step == (step + 1) // 2 * 2
+    list(again.run())
+    whole = trainer(tmp_path / "whole")
+    list(whole.run())
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
+
+
+def test_a_full_disk_keeps_the_last_good_state(tmp_path, monkeypatch) -> None:
+    trained = trainer(tmp_path)
+    list(trained.run(until=2))
+    before = (tmp_path / STATE_FILE).read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device; the previous state is kept"):
+        list(trained.run())
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir() if file.suffix == ".partial"] == []
+
+
+def test_a_broken_state_file_is_named(tmp_path) -> None:
+    (tmp_path / STATE_FILE).write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match=f"cannot read .*{STATE_FILE}.*remove it to start over"):
+        trainer(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_its_batch(tmp_path) -> None:
+    trained = trainer(tmp_path)
+    list(trained.run(until=2))
+    with torch.no_grad():
+        trained.optimizer.masters["decoder.norm"].fill_(float("nan"))
+        trained.model.decoder.norm.fill_(float("nan"))
+    with pytest.raises(GenerationError, match="the loss of step 2 is not finite"):
+        list(trained.run())
+    failed = load_state(tmp_path / "failed")
+    assert failed is not None and failed["step"] == 2
+    assert torch.equal(failed["batch"]["xt"], counting(2).xt)
+    state = load_state(tmp_path)
+    assert state is not None and state["next_step"] == 2
+
+
+def test_metrics_are_a_line_a_report(tmp_path) -> None:
+    reports = list(trainer(tmp_path, num_steps=5, log_every=2).run())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [report.step for report in reports] == [1, 3, 4]
+    assert all(line["canvases_per_s"] > 0 and line["elapsed_s"] > 0 for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_passes_give_the_same_losses(tmp_path) -> None:
+    plain = [r.loss for r in trainer(tmp_path / "plain", num_steps=2).run()]
+    compiled = [r.loss for r in trainer(tmp_path / "compiled", num_steps=2, compile=True).run()]
+    assert compiled == pytest.approx(plain, rel=1e-5)
+
+
+class Carrying:
+    """A source that remembers how often it was told of a step."""
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(1)
+
+    def __call__(self, step: int) -> Batch:
+        return replace(counting(step), belief=self.total * torch.ones(8, CANVAS, 16))
+
+    def observe(self, step, batch, hidden, model) -> None:
+        assert hidden.shape == (8 * CANVAS, 16) and not hidden.requires_grad
+        self.total = self.total + hidden.abs().mean()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"total": self.total}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        self.total = state["total"]
+
+
+def test_what_a_source_carries_is_resumed_too(tmp_path) -> None:
+    expected = [r.loss for r in trainer(tmp_path / "whole", Carrying()).run()]
+    found = [r.loss for r in trainer(tmp_path / "parts", Carrying()).run(until=4)]
+    found += [r.loss for r in trainer(tmp_path / "parts", Carrying()).run()]
+    assert found == expected
