@@ -1,6 +1,6 @@
 """Canvases that go on from one training step to the next, as the sampler would take them.
 
-C canvases, U of them in a step, L canvas.
+C canvases, U of them in a step, L canvas, K listed tokens.
 
     draw ──▶ xt, belief ──training pass──▶ hidden ──reading, accept, renoise──▶ xt, belief of the next step
 
@@ -21,23 +21,32 @@ from presswork.ops.vocab_head import read_vocab
 class CarriedCanvases:
     """The walks of C canvases; each is somewhere between its first and its last denoise step.
 
+    What a canvas believes is kept as probabilities of a few listed tokens, so that a task can put it through its own
+    symmetries; what little weighs on other tokens is dropped.
+
     Args:
+        alphabet: the K tokens that the task's texts are made of.
         rules: schedule and accept rule of the walks; a stop rule ends one.
     """
 
-    def __init__(self, num: int, length: int, vocab_size: int, width: int, rules: DiffusionRules, dtype: torch.dtype):
-        self._rules, self._vocab_size = rules, vocab_size
+    def __init__(self, num: int, length: int, vocab_size: int, alphabet: Int[Tensor, "K"], rules: DiffusionRules):
+        self._rules, self._vocab_size, self._alphabet = rules, vocab_size, alphabet
         self._temperatures = torch.tensor([rules.schedule.temperature(s) for s in range(rules.schedule.num_steps)])
         self.tokens = torch.zeros(num, length, dtype=torch.int64)
-        self.belief = torch.zeros(num, length, width, dtype=dtype)
+        self.probabilities = torch.zeros(num, length, alphabet.shape[0])
         self.steps = torch.zeros(num, dtype=torch.int64)
 
     def restart(self, chosen: Int[Tensor, "U"], generator: torch.Generator) -> None:
         """Put the chosen canvases back to uniform noise with nothing believed. Mutates the walks."""
         shape = (chosen.shape[0], self.tokens.shape[1])
         self.tokens[chosen] = torch.randint(0, self._vocab_size, shape, generator=generator)
-        self.belief[chosen] = 0
+        self.probabilities[chosen] = 0
         self.steps[chosen] = 0
+
+    def belief(self, chosen: Int[Tensor, "U"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "U L D"]:
+        """Soft embeddings of the chosen walks under the model's present embedding; zero in a first step."""
+        with torch.no_grad():
+            return self.probabilities[chosen].to(embedding.dtype) @ embedding[self._alphabet]
 
     @torch.no_grad()
     def advance(
@@ -63,15 +72,14 @@ class CarriedCanvases:
             softcap=model.config.final_logit_softcapping,
             temperature=self._temperatures[steps].repeat_interleave(length),
             uniform=torch.rand(num * length, generator=generator, dtype=torch.float64),
-            soft_embedding=True,
-            soft_source=model.decoder.embedding,
+            token_ids=self._alphabet.expand(num * length, -1),
         )
         argmax, sample, entropy = (x.view(num, length) for x in (reading.argmax, reading.sample, reading.entropy))
         accepted = self._rules.accept.accept(entropy, reading.max_logprob.view(num, length))
         fresh = torch.randint(0, self._vocab_size, (num, length), generator=generator)
-        assert reading.soft_embedding is not None
+        assert reading.chosen_logprobs is not None
         self.tokens[chosen] = torch.where(accepted, sample, fresh)
-        self.belief[chosen] = reading.soft_embedding.view(num, length, -1).to(self.belief.dtype)
+        self.probabilities[chosen] = reading.chosen_logprobs.exp().view(num, length, -1)
         self.steps[chosen] = steps + 1
         over = steps + 1 >= self._rules.schedule.num_steps
         if self._rules.stop is not None:
@@ -81,8 +89,8 @@ class CarriedCanvases:
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs."""
-        return {"tokens": self.tokens, "belief": self.belief, "steps": self.steps}
+        return {"tokens": self.tokens, "probabilities": self.probabilities, "steps": self.steps}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from state(). Mutates the walks."""
-        self.tokens, self.belief, self.steps = state["tokens"], state["belief"], state["steps"]
+        self.tokens, self.probabilities, self.steps = state["tokens"], state["probabilities"], state["steps"]

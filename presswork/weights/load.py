@@ -1,7 +1,7 @@
 """Loads a model folder: tensor by tensor from mapped files into a model allocated once."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -27,6 +27,7 @@ Progress = Callable[[int, int], None]
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FINITE_CHUNK = 1 << 20
 _MAX_NAMED = 3
+_PORTION_BYTES = 1 << 26
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -172,17 +173,31 @@ def _fill(model: Transformer, plan: _Plan, stored: dict[str, _Stored], progress:
     total = sum(stored[name].num_bytes for name in plan.targets)
     done = 0
     for path in dict.fromkeys(tensor.path for tensor in stored.values()):
-        with _open(path) as file:
-            # In the file's order, so that a disk reads forward.
-            for name in file.offset_keys():
-                if name not in plan.targets or stored[name].path != path:
-                    continue
-                source = file.get_tensor(name)
-                for place in plan.targets[name]:
-                    _copy(source, state[place.parameter][place.start : place.stop], f"{name} in {path}")
-                done += stored[name].num_bytes
-                if progress is not None:
-                    progress(done, total)
+        for names in _portions(path, plan, stored):
+            # Pages of a mapped file count as this process's memory until it is closed.
+            with _open(path) as file:
+                for name in names:
+                    source = file.get_tensor(name)
+                    for place in plan.targets[name]:
+                        _copy(source, state[place.parameter][place.start : place.stop], f"{name} in {path}")
+                    del source
+                    done += stored[name].num_bytes
+                    if progress is not None:
+                        progress(done, total)
+
+
+def _portions(path: Path, plan: _Plan, stored: dict[str, _Stored]) -> Iterator[list[str]]:
+    """Wanted tensors of a file, in its order so that a disk reads forward, about _PORTION_BYTES at a time."""
+    with _open(path) as file:
+        wanted = [name for name in file.offset_keys() if name in plan.targets and stored[name].path == path]
+    portion: list[str] = []
+    for name in wanted:
+        portion.append(name)
+        if sum(stored[held].num_bytes for held in portion) >= _PORTION_BYTES:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
 
 
 def _copy(source: Tensor, target: Tensor, what: str) -> None:

@@ -21,16 +21,22 @@ from presswork.tasks.sudoku.encoding import (
     CANVAS_LENGTH,
     CELL_ID,
     DIGIT_ID,
+    EOS_ID,
+    NEWLINE_ID,
     PROMPT_LENGTH,
     VOCAB_SIZE,
     encode_prompts,
     encode_solutions,
 )
 from presswork.tasks.sudoku.generate import Clues, Grids, augment, generate
+from presswork.tasks.sudoku.symmetry import Symmetries, draw_symmetries
 from presswork.training.carry import CarriedCanvases
 from presswork.training.loss import Batch
 
 _IGNORED = -100
+
+# What solutions are made of: digits 1 to 9 in order, then line end and end.
+_ALPHABET = torch.tensor([*range(DIGIT_ID + 1, DIGIT_ID + 10), NEWLINE_ID, EOS_ID])
 
 WALK_RULES = DiffusionRules(
     schedule=TemperatureSchedule(num_steps=20),
@@ -155,63 +161,89 @@ class PuzzleWalks:
 
     A store of boards is visited in turn, B boards a step. Of a board's R canvases the first is corrupted afresh at
     every visit; the others walk from uniform noise through the sampler and start over once solved or out of steps.
-    Far more boards than a step takes: with the same few in step after step the model would chase them.
+    Between two visits a board and everything on it is put through a random symmetry: a model that sees the very same
+    boards a dozen times knows them by heart.
+
+    Args:
+        model: the model in training, whose embedding the canvases' beliefs are told in.
+        num_boards: size of the store, in whole steps.
+        visits: how often a board comes up before a new one takes its place.
     """
 
     def __init__(
-        self, batches: PuzzleBatches, num_boards: int = 640, visits: int = 12, rules: DiffusionRules = WALK_RULES
+        self,
+        batches: PuzzleBatches,
+        model: Transformer,
+        num_boards: int = 640,
+        visits: int = 12,
+        rules: DiffusionRules = WALK_RULES,
     ):
         config = batches.config
-        self._batches, self._visits, self._num_turns = batches, visits, num_boards // config.num_puzzles
+        self._batches, self._model, self._visits = batches, model, visits
+        self._num_turns = num_boards // config.num_puzzles
         num_boards = self._num_turns * config.num_puzzles
-        num = num_boards * config.canvases_per_puzzle
-        width = model_config().hidden_size
-        self._walks = CarriedCanvases(num, CANVAS_LENGTH, VOCAB_SIZE, width, rules, torch.bfloat16)
+        self._walkers = config.canvases_per_puzzle - 1
+        self._walks = CarriedCanvases(num_boards * self._walkers, CANVAS_LENGTH, VOCAB_SIZE, _ALPHABET, rules)
         self._puzzles, self._solutions = np.zeros((num_boards, 81), np.uint8), np.zeros((num_boards, 81), np.uint8)
-        self._walking = torch.arange(config.num_puzzles * config.canvases_per_puzzle) % config.canvases_per_puzzle > 0
+        self._is_walking = torch.arange(config.num_puzzles * config.canvases_per_puzzle) % (1 + self._walkers) > 0
 
     def __call__(self, step: int) -> Batch:
         rng = np.random.default_rng((self._batches.config.seed, step))
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        boards, canvases = self._turn(step)
-        self._replace(boards, canvases, rng, generator, step)
-        fresh = self._batches.assemble(self._puzzles[boards], self._solutions[boards], step, generator)
-        walking = self._walking[:, None]
-        corrupted = torch.where(~self._walking)[0]
+        boards, walks = self._turn(step)
+        self._turn_over(boards, walks, draw_symmetries(self._batches.config.num_puzzles, rng))
+        self._replace(boards, walks, rng, generator, step)
+        batch = self._batches.assemble(self._puzzles[boards], self._solutions[boards], step, generator)
+        belief = torch.zeros(*batch.xt.shape, self._model.config.hidden_size, dtype=self._model.dtype)
+        belief[self._is_walking] = self._walks.belief(walks, self._model.decoder.embedding)
+        batch.xt[self._is_walking] = self._walks.tokens[walks]
+        corrupted = torch.where(~self._is_walking)[0]
         # As many in every step: compiled passes are made for one shape.
-        chosen = corrupted[torch.randperm(len(corrupted), generator=generator)[: len(corrupted) // 2]].sort()[0]
-        return replace(
-            fresh,
-            xt=torch.where(walking, self._walks.tokens[canvases], fresh.xt),
-            belief=self._walks.belief[canvases] * walking[:, None],
-            self_conditioned=chosen,
-        )
+        chosen = torch.randperm(len(corrupted), generator=generator)[: len(corrupted) // 2]
+        return replace(batch, belief=belief, self_conditioned=corrupted[chosen].sort()[0])
 
     def observe(self, step: int, batch: Batch, hidden: Float[Tensor, "N D"], model: Transformer) -> None:
         """Take the walks of a step's boards one denoise step on; those that are over start again from noise."""
         seed = int(np.random.default_rng((self._batches.config.seed, step, 1)).integers(1 << 62))
         generator = torch.Generator().manual_seed(seed)
-        canvases = self._turn(step)[1]
-        over = self._walks.advance(model, hidden, batch.x0, generator, canvases)
-        self._walks.restart(canvases[over], generator)
+        walks, walking = self._turn(step)[1], self._is_walking
+        rows = hidden.unflatten(0, (-1, CANVAS_LENGTH))[walking].flatten(0, 1)
+        over = self._walks.advance(model, rows, batch.x0[walking], generator, walks)
+        self._walks.restart(walks[over], generator)
 
     def _turn(self, step: int) -> tuple[slice, Tensor]:
-        """(boards, their canvases) that a step visits."""
-        num, repeats = self._batches.config.num_puzzles, self._batches.config.canvases_per_puzzle
+        """(boards, their walks) that a step visits."""
+        num = self._batches.config.num_puzzles
         first = step % self._num_turns * num
-        return slice(first, first + num), torch.arange(first * repeats, (first + num) * repeats)
+        return slice(first, first + num), torch.arange(first * self._walkers, (first + num) * self._walkers)
+
+    def _turn_over(self, boards: slice, walks: Tensor, symmetries: Symmetries) -> None:
+        """Put boards, drafts and beliefs through a symmetry each."""
+        self._puzzles[boards] = symmetries.apply(self._puzzles[boards])
+        self._solutions[boards] = symmetries.apply(self._solutions[boards])
+        cells, digits = (torch.from_numpy(x).repeat_interleave(self._walkers, 0) for x in _by_canvas(symmetries))
+        moved = self._walks.tokens[walks].gather(1, cells)
+        is_digit = (moved > DIGIT_ID) & (moved <= DIGIT_ID + 9)
+        renamed = digits.gather(1, (moved - DIGIT_ID).clamp(0, 9)) + DIGIT_ID
+        self._walks.tokens[walks] = torch.where(is_digit, renamed, moved)
+        probabilities = self._walks.probabilities[walks]
+        probabilities = probabilities.gather(1, cells[:, :, None].expand_as(probabilities))
+        # Digit d of the alphabet is its column d - 1; the columns behind the digits stay.
+        targets = torch.arange(probabilities.shape[-1]).repeat(len(walks), 1)
+        targets[:, :9] = digits[:, 1:] - 1
+        targets = targets[:, None, :].expand_as(probabilities)
+        self._walks.probabilities[walks] = torch.zeros_like(probabilities).scatter(2, targets, probabilities)
 
     def _replace(
-        self, boards: slice, canvases: Tensor, rng: np.random.Generator, generator: torch.Generator, step: int
+        self, boards: slice, walks: Tensor, rng: np.random.Generator, generator: torch.Generator, step: int
     ) -> None:
         """Let in new boards for those that have had their visits, or that were never there."""
-        num = self._batches.config.num_puzzles
-        leaving = (np.arange(num) + step // self._num_turns) % self._visits == 0
+        leaving = (np.arange(self._batches.config.num_puzzles) + step // self._num_turns) % self._visits == 0
         leaving |= ~self._puzzles[boards].any(1)
         puzzles, solutions = self._batches.draw(rng, step)
         self._puzzles[boards][leaving], self._solutions[boards][leaving] = puzzles[leaving], solutions[leaving]
-        arrived = torch.from_numpy(leaving).repeat_interleave(self._batches.config.canvases_per_puzzle)
-        self._walks.restart(canvases[arrived], generator)
+        arrived = torch.from_numpy(leaving).repeat_interleave(self._walkers)
+        self._walks.restart(walks[arrived], generator)
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs."""
@@ -222,6 +254,14 @@ class PuzzleWalks:
         """Go on from state(). Mutates the walks."""
         self._puzzles, self._solutions = state["puzzles"].numpy(), state["solutions"].numpy()
         self._walks.restore(state)
+
+
+def _by_canvas(symmetries: Symmetries) -> tuple[Grids, Grids]:
+    """(the canvas position that comes to each canvas position, new names of digits): line ends stay."""
+    num = len(symmetries.cells)
+    places = np.tile(np.arange(CANVAS_LENGTH).reshape(9, 10), (num, 1, 1))
+    places[:, :, :9] = (symmetries.cells // 9 * 10 + symmetries.cells % 9).reshape(num, 9, 9)
+    return places.reshape(num, CANVAS_LENGTH), symmetries.digits
 
 
 def _causal_part(prompts: Tensor, responses: Tensor, *, with_loss: bool) -> tuple[Tensor, Tensor]:
