@@ -22,7 +22,7 @@ VERBS = {
     "chat": "Talk with a model.",
     "eval": "Measure how well a model does a task.",
     "bench": "Measure generation speed, denoising and one token at a time.",
-    "doctor": "Say what this machine is, whether a model fits it, and which mode is faster on it.",
+    "doctor": "Say whether a model fits this machine, and how fast it is.",
     "show": "Describe a model without loading it.",
     "list": "List the models that load without a download.",
     "pull": "Fetch a model from the Hub.",

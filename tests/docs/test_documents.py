@@ -26,6 +26,7 @@ def test_relative_links_resolve(page):
     assert not missing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", code("python"))
 def test_python_examples_run(example):
     run = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=ROOT, timeout=300)

@@ -11,6 +11,7 @@ from presswork.errors import RequestError
 from tests.engine.conftest import prompt_ids
 
 
+@pytest.mark.slow
 def test_concurrent_requests_equal_the_sync_engine(confident_model):
     async def main() -> list[list[int]]:
         engine = AsyncEngine(Engine(confident_model))

@@ -69,12 +69,13 @@ def test_the_prefix_cache_changes_nothing(confident_model, solo_tokens):
     assert engine.prefix.num_hits >= sum(case.get("mode") != "ar" for case in MIXED)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 8])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 8])
 def test_prefill_chunks_change_nothing(confident_model, solo_tokens, chunk):
     engine = Engine(confident_model, config=EngineConfig(prefill_chunk=chunk))
     assert [finish(engine, start(engine, case)) for case in MIXED] == solo_tokens
 
 
+@pytest.mark.slow
 def test_few_rows_a_pass_and_few_running_change_nothing(confident_model, solo_tokens):
     engine = Engine(confident_model, config=EngineConfig(max_rows=9, max_running=3, prefix_cache_bytes=0))
     requests = [start(engine, case) for case in MIXED]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-5
 TEMPERATURE = 0.7
-NUM_CONFIGS = 20
+NUM_CONFIGS, NUM_FAST = 20, 8
 
 
 def _divisors(number: int) -> list[int]:
@@ -229,7 +229,13 @@ def _check(config: ModelConfig, build_oracle: Callable, lengths: Sequence[int], 
         assert found[worst] < max(TOLERANCE, 3 * noise), message
 
 
-@pytest.mark.parametrize("seed", range(NUM_CONFIGS), ids=[describe(random_config(i)) for i in range(NUM_CONFIGS)])
+CASES = [
+    pytest.param(seed, id=describe(random_config(seed)), marks=[pytest.mark.slow] if seed >= NUM_FAST else [])
+    for seed in range(NUM_CONFIGS)
+]
+
+
+@pytest.mark.parametrize("seed", CASES)
 def test_many_sequences_in_chunks_equal_the_oracle_one_by_one(seed: int, build_oracle: Callable) -> None:
     config = random_config(seed)
     lengths = _lengths(config, random.Random(500 + seed))

@@ -152,6 +152,7 @@ class TestWalks:
             assert_equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_training_on_walks_resumes_to_the_bit(batches, tmp_path) -> None:
     def trainer(folder: str) -> Trainer:
         model = Transformer(model_config())
@@ -172,5 +173,7 @@ def test_the_recipe_runs_end_to_end(tmp_path) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
     from presswork.engine.loader import load
 
-    reply = load(tmp_path / "model").generate("0" * 20 + "1" + "0" * 60, max_denoising_steps=2, max_tokens=CANVAS_LENGTH)
+    reply = load(tmp_path / "model").generate(
+        "0" * 20 + "1" + "0" * 60, max_denoising_steps=2, max_tokens=CANVAS_LENGTH
+    )
     assert 1 <= len(reply.token_ids) <= CANVAS_LENGTH and reply.stats.num_denoise_steps == 2

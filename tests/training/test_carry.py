@@ -11,14 +11,14 @@ from presswork.testing import tiny_model
 from presswork.training.carry import CarriedCanvases
 from presswork.training.loss import decode, encode
 
-NUM, LENGTH, VOCAB, WIDTH = 3, 8, 64, 16
+NUM, LENGTH, VOCAB = 3, 8, 64
 
 
 def walks(stop: StableAndConfidentRule | None = None, num_steps: int = 4) -> CarriedCanvases:
     rules = DiffusionRules(
         schedule=TemperatureSchedule(num_steps=num_steps), accept=EntropyBoundRule(9.0), stop=stop
     )  # fmt: skip
-    carried = CarriedCanvases(NUM, LENGTH, VOCAB, WIDTH, rules, torch.float32)
+    carried = CarriedCanvases(NUM, LENGTH, VOCAB, torch.arange(VOCAB), rules)
     carried.restart(torch.arange(NUM), generator(0))
     return carried
 
@@ -30,7 +30,8 @@ def generator(seed: int) -> torch.Generator:
 def hidden_of(model, carried: CarriedCanvases) -> torch.Tensor:
     _, kept = encode(model, torch.arange(NUM * 5).view(NUM, 5))
     starts = torch.full((NUM,), 5)
-    return decode(model, carried.tokens, torch.arange(NUM), starts, kept, carried.belief.flatten(0, 1))
+    belief = carried.belief(torch.arange(NUM), model.decoder.embedding)
+    return decode(model, carried.tokens, torch.arange(NUM), starts, kept, belief.flatten(0, 1))
 
 
 def test_one_step_equals_the_samplers_step() -> None:
@@ -54,7 +55,8 @@ def test_one_step_equals_the_samplers_step() -> None:
             assert 0 < int(accepted.sum()) < LENGTH
             assert torch.equal(carried.tokens[i], torch.where(accepted, reading.sample[rows], fresh[i]))
             assert reading.soft_embedding is not None
-            torch.testing.assert_close(carried.belief[i], reading.soft_embedding[rows], rtol=1e-4, atol=1e-6)
+            belief = carried.belief(torch.tensor([i]), model.decoder.embedding)[0]
+            torch.testing.assert_close(belief, reading.soft_embedding[rows], rtol=1e-4, atol=1e-6)
 
 
 def test_walks_end_out_of_steps_or_certain_and_right() -> None:
@@ -74,7 +76,7 @@ def test_a_restart_is_noise_without_belief_and_leaves_the_others() -> None:
     carried.advance(model, hidden_of(model, carried), torch.zeros(NUM, LENGTH).long(), generator(1), torch.arange(NUM))
     before = {name: value.clone() for name, value in carried.state().items()}
     carried.restart(torch.tensor([1]), generator(2))
-    assert (carried.belief[1] == 0).all() and carried.steps.tolist() == [1, 0, 1]
+    assert (carried.probabilities[1] == 0).all() and carried.steps.tolist() == [1, 0, 1]
     assert not torch.equal(carried.tokens[1], before["tokens"][1])
     for i in (0, 2):
         assert all(torch.equal(value[i], before[name][i]) for name, value in carried.state().items())
@@ -88,3 +90,13 @@ def test_chosen_walks_move_alone() -> None:
     carried.advance(model, hidden, torch.zeros(1, LENGTH, dtype=torch.int64), generator(1), chosen)
     assert carried.steps.tolist() == [0, 0, 1]
     assert all(torch.equal(value[:2], before[name][:2]) for name, value in carried.state().items())
+
+
+def test_belief_in_tokens_outside_the_alphabet_is_dropped() -> None:
+    model, carried = tiny_model(), walks()
+    carried.advance(model, hidden_of(model, carried), torch.zeros(NUM, LENGTH).long(), generator(1), torch.arange(NUM))
+    some = torch.tensor([5, 9, 3])
+    listed = CarriedCanvases(NUM, LENGTH, VOCAB, some, carried._rules)
+    listed.restart(torch.arange(NUM), generator(0))
+    listed.advance(model, hidden_of(model, listed), torch.zeros(NUM, LENGTH).long(), generator(1), torch.arange(NUM))
+    torch.testing.assert_close(listed.probabilities, carried.probabilities[:, :, some])

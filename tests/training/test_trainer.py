@@ -52,6 +52,7 @@ def weights(trained: Trainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trained.model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_it_learns_to_count(tmp_path) -> None:
     reports = list(trainer(tmp_path, num_steps=200, checkpoint_every=200).run())
     # The loss of a step depends on its noise.

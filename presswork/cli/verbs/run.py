@@ -85,7 +85,10 @@ def _generate(
     engine: Engine, text: str, sampling: dict[str, Any], *, raw: bool, is_watched: bool, is_quiet: bool
 ) -> tuple[Reply, float]:
     """The reply, and the seconds it was held up by drawing."""
-    if not is_watched or not can_draw():
+    if is_watched and not can_draw():
+        note("standard output is not a terminal: the canvas is not drawn")
+        is_watched = False
+    if not is_watched:
         return write_events(engine.stream(text, raw=raw, **sampling), is_quiet=is_quiet), 0.0
     reply, held_s = watch(engine.stream(text, raw=raw, drafts=True, **sampling), engine)
     if not is_quiet:
