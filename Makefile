@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # Python compiles what is imported when it is imported; all of torch and sympy beforehand takes longer than the install.
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-compile $(PIP_ARGS)
 # Two makes at once take turns where flock exists.
-LOCKED := $(if $(shell command -v flock),flock .venv.lock,) sh -ec
+LOCKED := $(if $(shell command -v flock 2>/dev/null),flock .venv.lock,) sh -ec
 
 # The wrapper would ask the network for newer versions in every run.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -45,10 +45,10 @@ clean:
 
 # A second make waits for the lock and then finds the stamp fresh.
 $(VENV)/run.stamp: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "presswork needs Python 3.11 or newer as '$(PYTHON)'; name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(LOCKED) '[ $@ -nt $< ] || { echo "setting up $(VENV): $(TORCH) and what presswork needs (minutes, once)" >&2; \
-		$(PYTHON) -m venv $(VENV); $(PIP) "$(TORCH)"; $(PIP) --editable .; touch $@; }'
+		"$(PYTHON)" -m venv $(VENV); $(PIP) "$(TORCH)"; $(PIP) --editable .; touch $@; }'
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@$(LOCKED) '[ $@ -nt $< ] || { echo "setting up $(VENV): test and check tools" >&2; \

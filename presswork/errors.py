@@ -9,6 +9,7 @@ PressworkError
 │   └── TemplateError                      the chat template refused the messages
 ├── QueueFullError         (RuntimeError)  the engine's queue bound is reached; try again later
 ├── EngineClosedError      (RuntimeError)  the engine was closed before or while the request ran
+├── TrainingError          (RuntimeError)  a training run cannot go on
 └── GenerationError        (RuntimeError)  a request failed while it ran
     ├── NonFiniteError                     the model produced NaN or infinity for this request
     └── OutOfMemoryError                   the key-value memory for this request cannot be had
@@ -51,6 +52,10 @@ class QueueFullError(PressworkError, RuntimeError):
 
 class EngineClosedError(PressworkError, RuntimeError):
     """The engine was closed before or while the request ran."""
+
+
+class TrainingError(PressworkError, RuntimeError):
+    """A training run cannot go on."""
 
 
 class GenerationError(PressworkError, RuntimeError):

@@ -1,5 +1,7 @@
 """What the environment may set. The only reader of environment variables.
 
+The command line reads it; `presswork.load` does not.
+
 PRESSWORK_THREADS   CPU threads of tensor work, 1 to 1024; unset is torch's choice
 PRESSWORK_LOG       debug, info, warning or error; unset is warning
 """
@@ -54,12 +56,13 @@ class Settings:
         given = {known[name]: value for name, value in ours.items() if value}
         threads, log = given.get("threads"), given.get("log")
         if threads is not None and not (re.fullmatch("[0-9]{1,4}", threads) and 1 <= int(threads) <= MAX_THREADS):
-            raise ConfigError(f"{PREFIX}THREADS must be an integer in 1..{MAX_THREADS}, got {threads!r}; correct it")
+            raise ConfigError(f"{PREFIX}THREADS must be an integer in 1..{MAX_THREADS}, got {threads!r}")
         if log is not None and log.lower() not in LOG_LEVELS:
-            raise ConfigError(f"{PREFIX}LOG must be one of {', '.join(LOG_LEVELS)}, got {log!r}; correct it")
+            raise ConfigError(f"{PREFIX}LOG must be one of {', '.join(LOG_LEVELS)}, got {log!r}")
         return cls(threads=None if threads is None else int(threads), log=(log or cls().log).lower())
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"unknown environment variable {name}; did you mean {close[0]}? Known: {', '.join(known)}"
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"unknown environment variable {name}; {hint}Known: {', '.join(known)}"

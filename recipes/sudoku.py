@@ -48,7 +48,6 @@ def train_config(num_steps: int, peak_rate: float, *, compile_passes: bool) -> T
         ema_decay=0.998,
         compile=compile_passes,
         checkpoint_every=100,
-        seed=0,
     )
 
 

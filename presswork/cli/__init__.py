@@ -91,10 +91,10 @@ def _presswork(
     Examples:
       presswork run                             solve an example Sudoku with the embedded model
       presswork run "Why is the sky blue?" --model FOLDER --watch
-      presswork doctor google/diffusiongemma-26b-a4b-it
+      presswork doctor FOLDER                   say whether a model fits, and how fast it is
       presswork VERB --help                     a verb's options and examples
     """
-    flags = {name: value for name, value in (("threads", threads), ("log", log)) if value is not None}
+    flags = {name: value for name, value in (("threads", threads), ("log", log and log.lower())) if value is not None}
     settings = replace(Settings.from_env(), **flags)
     logging.basicConfig(level=settings.log.upper(), format="%(levelname)s %(name)s: %(message)s")
     context.obj = settings

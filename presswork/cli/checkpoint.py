@@ -92,12 +92,13 @@ def read_checkpoint(model: str) -> Checkpoint:
 
     Raises: ModelNotFoundError; CheckpointError when files are missing, cut short, or of another family.
     """
-    folder = resolve(model)
+    folder = resolve(model, may_pull=False)
     config, layout = read_config(folder), read_layout(folder)
     stored = _headers(folder)
     sources = source_names(config, layout)
     read = [next((s for s in names if s in stored), None) for names in sources.values()]
-    embedding = next((s for s in read if s is not None and s.endswith("embed_tokens.weight")), None)
+    name = next(n for n, place in checkpoint_places(config).items() if place.parameter == "decoder.embedding")
+    embedding = next((s for s in sources[name] if s in stored), None)
     if embedding is None:
         raise CheckpointError(f"{folder} has no embedding among its weights; it is not a whole model")
     num, num_active = count_parameters(config)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from presswork.engine.loader import as_device
+
 # Instruction sets that decide how fast this package's matrix products are.
 _RELEVANT = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile", "asimd", "bf16", "sve")
 
@@ -50,8 +52,8 @@ def read_hardware() -> Hardware:
 
 
 def available_bytes(device: str, hardware: Hardware) -> int:
-    """Memory that a model on this device could take."""
-    if torch.device(device).type == "cuda" and hardware.gpus:
+    """Memory that a model on this device could take. Raises ConfigError for a device that is not there."""
+    if as_device(device).type == "cuda":
         return torch.cuda.mem_get_info(torch.device(device))[0]
     return hardware.available_bytes
 

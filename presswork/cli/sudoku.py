@@ -3,7 +3,7 @@
 from presswork.engine.engine import Engine
 from presswork.engine.events import Reply
 from presswork.tasks.sudoku import encoding
-from presswork.tasks.sudoku.encoding import decode_solution, format_grid, read_puzzle
+from presswork.tasks.sudoku.encoding import decode_solution, describe, format_grid, read_puzzle
 from presswork.tasks.sudoku.evaluate import is_solved
 from presswork.tasks.sudoku.generate import Cells
 
@@ -20,7 +20,7 @@ def is_sudoku(engine: Engine) -> bool:
 def puzzle_text(prompt: str) -> tuple[Cells, str]:
     """The puzzle in a prompt, and how it is shown. Raises RequestError for anything else."""
     puzzle = read_puzzle(prompt)
-    return puzzle, f"{format_grid(puzzle)}\n{int((puzzle > 0).sum())} clues"
+    return puzzle, f"{format_grid(puzzle)}\n{describe(puzzle)}"
 
 
 def grid_text(puzzle: Cells, reply: Reply) -> tuple[str | None, str]:
@@ -30,4 +30,4 @@ def grid_text(puzzle: Cells, reply: Reply) -> tuple[str | None, str]:
         return None, "not solved: the reply is not a grid"
     if is_solved(puzzle, grid):
         return format_grid(grid), "solved"
-    return format_grid(grid), "not solved: the grid breaks a rule or a clue; does the puzzle have one solution?"
+    return format_grid(grid), "not solved: the grid breaks a rule or a clue"

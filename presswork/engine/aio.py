@@ -9,7 +9,7 @@ from presswork.engine.engine import Engine
 from presswork.engine.events import Done, Event, Reply
 from presswork.engine.params import SamplingParams
 from presswork.engine.request import Request
-from presswork.errors import PressworkError
+from presswork.errors import PressworkError, RequestError
 
 
 class _Listener:
@@ -76,8 +76,10 @@ class AsyncEngine:
         raw = arguments.pop("raw", False)
         prompt_token_ids = arguments.pop("prompt_token_ids", None)
         params = self.engine.defaults.changed(**arguments)
+        if (prompt is None) == (prompt_token_ids is None):
+            raise RequestError("give either a prompt text or prompt_token_ids")
         ids = prompt_token_ids if prompt is None else self.engine.encode_prompt(prompt, raw=raw)
-        async for event in self.stream(ids or [], params):
+        async for event in self.stream(ids, params):
             if isinstance(event, Done):
                 return event.reply
         raise AssertionError("a request ends in a reply or an error")

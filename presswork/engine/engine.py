@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, overload
 
 import torch
@@ -80,12 +79,13 @@ class Engine:
         generation_config: Mapping[str, Any] | None = None,
         config: EngineConfig | None = None,
         name: str = "model",
-        folder: Path | None = None,
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
-        self.name, self.folder = name, folder
+        self.name = name
         self.config = config or EngineConfig()
-        self.max_context = self.config.max_context or model.config.max_position_embeddings
+        known = model.config.max_position_embeddings
+        self.max_context = self.config.max_context or known
+        require(self.max_context <= known, f"max_context must be at most the model's {known}, got {self.max_context}")
         generation_config = dict(generation_config or {})
         self.defaults = defaults_from_checkpoint(generation_config)
         self.end_ids = _end_ids(generation_config, model.config.eos_token_id)

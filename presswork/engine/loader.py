@@ -44,7 +44,7 @@ def load(
     except TypeError as error:
         raise ConfigError(f"unknown engine setting: {error}; see EngineConfig") from error
     folder = resolve(str(source), may_pull=may_pull)
-    model = load_model(folder, device=_device(device), dtype=_dtype(dtype), progress=progress)
+    model = load_model(folder, device=as_device(device), dtype=_dtype(dtype), progress=progress)
     has_tokenizer = (folder / "tokenizer.json").is_file()
     tokenizer = Tokenizer.from_folder(folder) if has_tokenizer else None
     return Engine(
@@ -54,7 +54,6 @@ def load(
         generation_config=read_generation_config(folder),
         config=config,
         name=str(source),
-        folder=folder,
     )
 
 
@@ -66,7 +65,8 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return dtype
 
 
-def _device(device: str | torch.device) -> torch.device:
+def as_device(device: str | torch.device) -> torch.device:
+    """The device of that name. Raises ConfigError where torch does not know it or cannot reach it."""
     try:
         found = torch.device(device)
     except RuntimeError as error:

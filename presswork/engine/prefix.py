@@ -20,11 +20,6 @@ class PrefixCache:
         self._entries: OrderedDict[bytes, SequenceCache] = OrderedDict()
         self._lengths: dict[int, int] = {}
         self.num_hits = 0
-        self.num_lookups = 0
-
-    @property
-    def num_entries(self) -> int:
-        return len(self._entries)
 
     @property
     def num_bytes(self) -> int:
@@ -50,7 +45,6 @@ class PrefixCache:
 
     def longest(self, ids: Sequence[int], max_length: int) -> SequenceCache | None:
         """A cache of the longest stored prefix of ids with at most max_length tokens, ready to be written to."""
-        self.num_lookups += 1
         best: bytes | None = None
         lengths = sorted(length for length in self._lengths if length <= max_length)
         for key in _prefix_digests(ids, lengths):

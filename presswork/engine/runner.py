@@ -39,8 +39,8 @@ class Runner:
         widths = {model.config.hidden_size, model.config.intermediate_size, model.config.moe_intermediate_size}
         widths |= {model.config.num_attention_heads * layer.head_dim for layer in model.config.layers}
         # Where a product's rows depend on its height, sharing a pass would change a request's numbers.
-        stable = all(is_row_stable(model.dtype, width) for width in widths)
-        self.shares_passes = stable and config_is_tied(model)
+        stable = self.device.type == "cpu" and all(is_row_stable(model.dtype, width) for width in widths)
+        self.shares_passes = stable and is_tied(model)
 
     @torch.no_grad()
     def run(self, items: Sequence[WorkItem]) -> list[Float[Tensor, "R D"]]:
@@ -220,7 +220,7 @@ class Runner:
         )
 
 
-def config_is_tied(model: Transformer) -> bool:
+def is_tied(model: Transformer) -> bool:
     """Whether causal and canvas rows may share a pass."""
     return model.own_encoder is None
 

@@ -28,6 +28,8 @@ class OptimizerConfig:
         require(self.peak_rate > 0, f"peak_rate must be positive, got {self.peak_rate}")
         require(self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
         require(0 <= self.final_share <= 1, f"final_share must lie in [0, 1], got {self.final_share}")
+        require(all(0 <= beta < 1 for beta in self.betas), f"betas must lie in [0, 1), got {self.betas}")
+        require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
         require(self.clip_norm > 0, f"clip_norm must be positive, got {self.clip_norm}")
 
 
@@ -43,7 +45,6 @@ class TrainConfig:
         dtype: compute dtype of the passes, bfloat16 or float32; master weights are float32.
         compile: fuse the passes with torch.compile (needs a C++ compiler; a minute at the start).
         checkpoint_every, log_every: steps.
-        seed: decides initial weights and every batch.
     """
 
     num_steps: int
@@ -54,10 +55,13 @@ class TrainConfig:
     compile: bool = False
     checkpoint_every: int = 500
     log_every: int = 20
-    seed: int = 0
 
     def __post_init__(self) -> None:
         require(self.num_steps > 0, f"num_steps must be positive, got {self.num_steps}")
+        require(
+            0 <= self.encoder_weight < float("inf"),
+            f"encoder_weight must be finite and not negative, got {self.encoder_weight}",
+        )
         require(self.dtype in ("bfloat16", "float32"), f"dtype must be bfloat16 or float32, got {self.dtype!r}")
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         require(self.checkpoint_every > 0 and self.log_every > 0, "checkpoint_every and log_every must be positive")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from presswork.models.transformer import PassRows, Transformer
 from presswork.training.attention import AttendBatch, CanvasAttention, EncoderAttention, attend_batch
 
+IGNORED_TARGET = -100
 _CHUNK_ELEMENTS = 1 << 24
 
 
@@ -23,7 +24,7 @@ class Batch:
 
     Args:
         ids: clean prompt and response, right-padded.
-        targets: next token of each encoder position, -100 where there is none or it should not count.
+        targets: next token of each encoder position, IGNORED_TARGET where there is none or it should not count.
         examples: the example each drawn canvas belongs to; one example may lend its prompt to several.
         starts: position where each canvas begins.
         x0, xt: the canvases, clean and noised.
@@ -136,7 +137,7 @@ def _cross_entropy(
     model: Transformer, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """(mean over counted rows of -log p(target), number of counted rows whose arg-max is the target)."""
-    counted = torch.where(targets != -100)[0]
+    counted = torch.where(targets != IGNORED_TARGET)[0]
     if counted.numel() != targets.numel():
         hidden, targets = hidden[counted], targets[counted]
     cap, rows = model.config.final_logit_softcapping, _chunk_rows(model)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from presswork.errors import GenerationError
+from presswork.errors import TrainingError
 from presswork.models.transformer import Transformer
 from presswork.training.attention import AttendBatch, attend_batch
 from presswork.training.checkpoint import load_state, save_state
@@ -63,7 +63,11 @@ class StepReport:
 
 
 class Trainer:
-    """Trains a model in a folder; started again on the same folder it goes on where it stopped."""
+    """Trains a model in a folder; started again on the same folder it goes on where it stopped.
+
+    Mutates: the model (dtype, small mixtures computed densely, layers compiled), and glibc's allocator settings of the
+    process.
+    """
 
     def __init__(self, model: Transformer, source: BatchSource, config: TrainConfig, folder: Path):
         self.model = model.to(getattr(torch, config.dtype)).requires_grad_(True).train()
@@ -83,11 +87,11 @@ class Trainer:
         """Train to the last step (or `until`), yielding a report every log_every steps.
 
         Raises:
-            GenerationError: the loss is not finite; the offending batch is saved beside the state.
+            TrainingError: the loss is not finite; the offending batch is saved beside the state.
             CheckpointError: the state cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        last = min(self.config.num_steps, until or self.config.num_steps)
+        last = self.config.num_steps if until is None else min(until, self.config.num_steps)
         started, before = time.perf_counter(), self._elapsed_s
         num_canvases, mark = 0, time.perf_counter()
         while self.next_step < last:
@@ -107,7 +111,7 @@ class Trainer:
         losses = batch_losses(self.model, batch, encoder_weight=self.config.encoder_weight, attend=self._attend)
         if not torch.isfinite(losses.total):
             save_state(self.folder / "failed", {"step": step, "batch": asdict(batch)})
-            raise GenerationError(f"the loss of step {step} is not finite; its batch is in {self.folder / 'failed'}")
+            raise TrainingError(f"the loss of step {step} is not finite; its batch is in {self.folder / 'failed'}")
         if isinstance(self._source, CarryingSource):
             self._source.observe(step, batch, losses.hidden, self.model)
         losses.total.backward()

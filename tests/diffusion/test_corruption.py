@@ -44,6 +44,12 @@ def test_times_are_uniform_above_their_least() -> None:
     )
 
 
+def test_times_in_parts_cover_every_part() -> None:
+    times = draw_times(30_000, generator(), parts=3).view(-1, 3)
+    assert all(i / 3 <= float(times[:, i].min()) and float(times[:, i].max()) <= (i + 1) / 3 + 1e-4 for i in range(3))
+    assert float(times.mean()) == pytest.approx(0.5, abs=0.004)
+
+
 def test_the_same_generator_gives_the_same_noise() -> None:
     x0, t = torch.zeros(3, 30, dtype=torch.int64), torch.full((3,), 0.5)
     assert torch.equal(corrupt(x0, t, VOCAB, generator(4))[0], corrupt(x0, t, VOCAB, generator(4))[0])

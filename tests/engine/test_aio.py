@@ -59,3 +59,16 @@ def test_errors_reach_the_caller(confident_model):
             await facade.aclose()
 
     asyncio.run(main())
+
+
+def test_a_prompt_is_given_once(confident_model):
+    async def ask(**prompt: object) -> None:
+        engine = AsyncEngine(Engine(confident_model))
+        try:
+            await engine.generate(max_tokens=4, **prompt)
+        finally:
+            await engine.aclose()
+
+    for prompt in ({}, {"prompt": "text", "prompt_token_ids": [1, 2]}):
+        with pytest.raises(RequestError, match="either a prompt text or prompt_token_ids"):
+            asyncio.run(ask(**prompt))

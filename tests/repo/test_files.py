@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-IGNORED = {".git", ".venv", "__pycache__", "build", "dist", "runs"}
+IGNORED = {
+    ".git",
+    ".venv",
+    "__pycache__",
+    "build",
+    "dist",
+    "runs",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".import_linter_cache",
+}
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 MAX_KERNEL_LINES = 120

@@ -8,7 +8,8 @@ import pytest
 from presswork.errors import RequestError
 from presswork.tasks.sudoku import generate as module
 from presswork.tasks.sudoku.evaluate import is_solved
-from presswork.tasks.sudoku.generate import Clues, augment, count_solutions, generate, parse_clues, solve
+from presswork.tasks.sudoku.generate import Clues, count_solutions, generate, parse_clues, solve
+from presswork.tasks.sudoku.symmetry import draw_symmetries
 
 UNITS = [
     *[[(r, c) for c in range(9)] for r in range(9)],
@@ -172,7 +173,8 @@ def test_arguments_out_of_range_are_refused(num, seed, name):
 
 def test_symmetries_keep_puzzles_valid_and_unique(minimal):
     puzzles, solutions = minimal
-    new_puzzles, new_solutions = augment(puzzles, solutions, 4)
+    moved = draw_symmetries(len(puzzles), np.random.default_rng(4))
+    new_puzzles, new_solutions = moved.apply(puzzles), moved.apply(solutions)
     for puzzle, solution in zip(new_puzzles, new_solutions, strict=True):
         assert is_solved(puzzle, solution)
         assert count_solutions(puzzle) == 1
@@ -181,17 +183,11 @@ def test_symmetries_keep_puzzles_valid_and_unique(minimal):
     assert len(puzzles) == 200 and (puzzles == generate(200, 11)[0]).all()
 
 
-def test_symmetries_follow_from_the_seed_and_the_index(minimal):
-    whole, part = augment(*minimal, 4), augment(minimal[0][120:], minimal[1][120:], 4, first=120)
-    np.testing.assert_array_equal(whole[0][120:], part[0])
-    assert not (augment(*minimal, 5)[1] == whole[1]).all(axis=1).any()
-
-
 def test_every_kind_of_symmetry_is_drawn():
     # A single clue can go to any of the 81 cells and become any digit; a pair in one row must stay in one line.
     puzzles = np.zeros((4000, 81), np.uint8)
     puzzles[:, [0, 5]] = 3, 7
-    moved, _ = augment(puzzles, puzzles, 8)
+    moved = draw_symmetries(4000, np.random.default_rng(8)).apply(puzzles)
     first = (moved == moved.max(axis=1, keepdims=True)).argmax(axis=1)
     assert set(first) == set(range(81))
     assert set(np.unique(moved)) == set(range(10))
@@ -205,9 +201,7 @@ def test_every_kind_of_symmetry_is_drawn():
     assert (line[:, 0] // 3 != line[:, 1] // 3).all()
 
 
-def test_unpaired_or_malformed_grids_are_refused(minimal):
-    with pytest.raises(RequestError, match="must be pairs"):
-        augment(minimal[0][:3], minimal[1][:2], 0)
+def test_malformed_grids_are_refused():
     with pytest.raises(RequestError, match=r"integers \[N, 81\]"):
         count_solutions(np.zeros(80, int))
     with pytest.raises(RequestError, match=r"0 \(empty\) to 9, got 0 to 10"):

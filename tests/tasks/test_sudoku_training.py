@@ -12,7 +12,6 @@ import torch
 from presswork.models.transformer import Transformer
 from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, PROMPT_LENGTH, encode_prompts, encode_solutions
 from presswork.tasks.sudoku.evaluate import is_solved
-from presswork.tasks.sudoku.generate import Clues, count_solutions, generate
 from presswork.tasks.sudoku.symmetry import draw_symmetries
 from presswork.tasks.sudoku.training import BatchConfig, PuzzleBatches, PuzzleWalks, initialise, model_config
 from presswork.training.config import OptimizerConfig, TrainConfig
@@ -75,17 +74,6 @@ def test_the_curriculum_ends_at_its_share_of_minimal_puzzles(batches) -> None:
     late = np.concatenate([clues(batches(step)) for step in range(100, 160)])
     # Puzzles that are not minimal have 24 to 55 clues.
     assert (early > 26).mean() >= 0.5 and 0.3 < (late > 26).mean() < 0.6 and late.max() <= 55
-
-
-def test_symmetries_keep_solutions_unique_and_reach_every_cell_and_digit() -> None:
-    puzzles, solutions = generate(40, 3, Clues())
-    moved = draw_symmetries(40, np.random.default_rng(0))
-    new_puzzles, new_solutions = moved.apply(puzzles), moved.apply(solutions)
-    assert all(is_solved(p, s) and count_solutions(p) == 1 for p, s in zip(new_puzzles, new_solutions, strict=True))
-    assert ((new_puzzles > 0).sum(1) == (puzzles > 0).sum(1)).all()
-    many = draw_symmetries(4000, np.random.default_rng(1))
-    assert set(many.cells[:, 0]) == set(range(81)) and set(many.digits[:, 1]) == set(range(1, 10))
-    assert 0.45 < (many.cells[:, 1] // 9 == many.cells[:, 0] // 9).mean() < 0.55
 
 
 class TestWalks:

@@ -86,6 +86,8 @@ def test_small_updates_are_not_lost_to_bfloat16() -> None:
     [
         (lambda: OptimizerConfig(peak_rate=0.0), "peak_rate must be positive, got 0.0"),
         (lambda: OptimizerConfig(peak_rate=1.0, final_share=2.0), "final_share must lie in"),
+        (lambda: OptimizerConfig(peak_rate=1.0, betas=(0.9, 1.0)), "betas must lie in"),
+        (lambda: OptimizerConfig(peak_rate=1.0, weight_decay=-0.1), "weight_decay must not be negative"),
         (lambda: TrainConfig(num_steps=0, optimizer=OptimizerConfig(peak_rate=1.0)), "num_steps must be positive"),
         (
             lambda: TrainConfig(num_steps=1, optimizer=OptimizerConfig(peak_rate=1.0), dtype="float8"),

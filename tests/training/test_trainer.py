@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from presswork.diffusion.corruption import corrupt, draw_times
-from presswork.errors import CheckpointError, GenerationError
+from presswork.errors import CheckpointError, TrainingError
 from presswork.testing import tiny_model
 from presswork.training import checkpoint
 from presswork.training.checkpoint import STATE_FILE, load_state
@@ -129,7 +129,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_its_batch(tmp_path) -> None:
     with torch.no_grad():
         trained.optimizer.masters["decoder.norm"].fill_(float("nan"))
         trained.model.decoder.norm.fill_(float("nan"))
-    with pytest.raises(GenerationError, match="the loss of step 2 is not finite"):
+    with pytest.raises(TrainingError, match="the loss of step 2 is not finite"):
         list(trained.run())
     failed = load_state(tmp_path / "failed")
     assert failed is not None and failed["step"] == 2

@@ -80,7 +80,7 @@ class Speed:
     """
 
     tokens_per_s: float
-    ms_per_step: float
+    ms_per_step: float | None
     steps_per_canvas: float | None
     first_text_s: float | None
 
@@ -117,7 +117,7 @@ def _speed(mode: Mode, timings: Sequence[Timing]) -> Speed:
     gaps = [gap for timing in timings for gap in timing.step_s]
     return Speed(
         tokens_per_s=statistics.median(s.tokens_per_s for s in stats),
-        ms_per_step=1e3 * statistics.median(gaps) if gaps else float("nan"),
+        ms_per_step=1e3 * statistics.median(gaps) if gaps else None,
         steps_per_canvas=statistics.median(s.steps_per_canvas for s in stats) if mode == "diffusion" else None,
         first_text_s=statistics.median(first) if first else None,
     )
@@ -132,6 +132,7 @@ def _print_report(report: dict[str, Any], speeds: dict[Mode, Speed]) -> None:
     for mode, speed in speeds.items():
         steps = "-" if speed.steps_per_canvas is None else f"{speed.steps_per_canvas:.1f}"
         first = "-" if speed.first_text_s is None else f"{speed.first_text_s:.3f} s"
-        rows.append((mode, f"{speed.tokens_per_s:.1f}", f"{speed.ms_per_step:.3g}", steps, first))
+        step = "-" if speed.ms_per_step is None else f"{speed.ms_per_step:.3g}"
+        rows.append((mode, f"{speed.tokens_per_s:.1f}", step, steps, first))
     print_columns(rows)
     typer.echo(f"diffusion over ar: {report['diffusion_over_ar']:.2f}")

@@ -33,7 +33,7 @@ def doctor(
     Examples:
       presswork doctor
       presswork doctor sudoku
-      presswork doctor google/diffusiongemma-26b-a4b-it --no-measure --json
+      presswork doctor FOLDER --no-measure --json
     """
     apply_threads(context.obj)
     hardware = read_hardware()

@@ -350,33 +350,3 @@ def make_puzzles(seed, first, low, high, max_grids, puzzles, solutions):
                 puzzles[i, cell] = solutions[i, cell]
                 num_clues += 1
     return len(puzzles)
-
-
-@kernel()
-def _shuffle_lines(state, lines):
-    """A permutation of nine rows (or columns) that keeps bands (or stacks) together. Mutates both."""
-    bands, inner = np.arange(3), np.arange(3)
-    shuffle(state, bands)
-    for band in range(3):
-        shuffle(state, inner)
-        for line in range(3):
-            lines[3 * band + line] = 3 * bands[band] + inner[line]
-
-
-@kernel()
-def apply_symmetries(seed, first, puzzles, solutions, new_puzzles, new_solutions):
-    """Write a random symmetry of each puzzle and its solution; puzzle i draws from stream(seed, first + i) alone."""
-    rows, columns, digits = np.arange(9), np.arange(9), np.arange(10)
-    for i in range(len(puzzles)):
-        state = stream(seed, first + i)
-        digits[:] = np.arange(10)
-        shuffle(state, digits[1:])
-        _shuffle_lines(state, rows)
-        _shuffle_lines(state, columns)
-        is_transposed = draw_below(state, 2) == 1
-        for row in range(9):
-            for column in range(9):
-                source = 9 * rows[row] + columns[column]
-                target = 9 * column + row if is_transposed else 9 * row + column
-                new_puzzles[i, target] = digits[puzzles[i, source]]
-                new_solutions[i, target] = digits[solutions[i, source]]

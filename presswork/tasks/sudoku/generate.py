@@ -92,25 +92,6 @@ def generate(num: int, seed: int, clues: Clues | None = None, *, first: int = 0)
     return puzzles, solutions
 
 
-def augment(puzzles: Grids, solutions: Grids, seed: int, *, first: int = 0) -> tuple[Grids, Grids]:
-    """A random symmetry of each puzzle and its solution, as new arrays; the number of solutions stays.
-
-    Digits are renamed, bands, stacks, rows in bands and columns in stacks permuted, and half of the grids transposed.
-
-    Args:
-        puzzles, solutions: uint8 [N, 81]; 0 is empty.
-        seed, first: as in `generate`; a training loop gives each epoch its own seed.
-    """
-    _check_seed(seed)
-    _check_integer("first", first, 2**62)
-    if puzzles.shape != solutions.shape:
-        raise RequestError(f"puzzles {list(puzzles.shape)} and solutions {list(solutions.shape)} must be pairs")
-    puzzles, solutions = as_grids(puzzles), as_grids(solutions)
-    new_puzzles, new_solutions = np.empty_like(puzzles), np.empty_like(solutions)
-    _kernels.apply_symmetries(np.uint64(seed), first, puzzles, solutions, new_puzzles, new_solutions)
-    return new_puzzles, new_solutions
-
-
 def count_solutions(puzzle: Cells, limit: int = 2) -> int:
     """Solutions of a puzzle, counted up to a limit; 0 when clues contradict each other. Raises RequestError."""
     _check_integer("limit", limit, 2**40, low=1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from presswork.config import ModelConfig, RopeConfig, periodic_layers
 from presswork.diffusion.accept import EntropyBoundRule
-from presswork.diffusion.corruption import MIN_TIME, corrupt
+from presswork.diffusion.corruption import corrupt, draw_times
 from presswork.diffusion.sampler import DiffusionRules
 from presswork.diffusion.schedule import TemperatureSchedule
 from presswork.diffusion.stopping import StableAndConfidentRule
@@ -28,12 +28,10 @@ from presswork.tasks.sudoku.encoding import (
     encode_prompts,
     encode_solutions,
 )
-from presswork.tasks.sudoku.generate import Clues, Grids, augment, generate
+from presswork.tasks.sudoku.generate import Clues, Grids, generate
 from presswork.tasks.sudoku.symmetry import Symmetries, draw_symmetries
 from presswork.training.carry import CarriedCanvases
-from presswork.training.loss import Batch
-
-_IGNORED = -100
+from presswork.training.loss import IGNORED_TARGET, Batch
 
 # What solutions are made of: digits 1 to 9 in order, then line end and end.
 _ALPHABET = torch.tensor([*range(DIGIT_ID + 1, DIGIT_ID + 10), NEWLINE_ID, EOS_ID])
@@ -130,7 +128,8 @@ class PuzzleBatches:
                 wanted = int(rng.integers(24, 56)) - int((puzzles[i] > 0).sum())
                 added = rng.permutation(np.flatnonzero(puzzles[i] == 0))[: max(0, wanted)]
                 puzzles[i, added] = solutions[i, added]
-        return augment(puzzles, solutions, int(rng.integers(1 << 62)))
+        symmetries = draw_symmetries(config.num_puzzles, rng)
+        return symmetries.apply(puzzles), symmetries.apply(solutions)
 
     def assemble(self, puzzles: Grids, solutions: Grids, step: int, generator: torch.Generator) -> Batch:
         """A batch of R freshly corrupted canvases of each puzzle."""
@@ -139,11 +138,8 @@ class PuzzleBatches:
         responses = torch.from_numpy(encode_solutions(solutions))
         repeats = config.canvases_per_puzzle
         num = config.num_puzzles * repeats
-        # One time from each of R equal parts of (0, 1) for the R canvases of a puzzle: U(0, 1) with less variance.
-        part = torch.arange(repeats).repeat(config.num_puzzles)
-        times = MIN_TIME + (1 - MIN_TIME) * (part + torch.rand(num, generator=generator)) / repeats
         x0 = responses.repeat_interleave(repeats, 0)
-        xt, _ = corrupt(x0, times, VOCAB_SIZE, generator)
+        xt, _ = corrupt(x0, draw_times(num, generator, repeats), VOCAB_SIZE, generator)
         ids, targets = _causal_part(prompts, responses, with_loss=step % config.causal_every == 0)
         return Batch(
             ids=ids,
@@ -267,8 +263,8 @@ def _by_canvas(symmetries: Symmetries) -> tuple[Grids, Grids]:
 def _causal_part(prompts: Tensor, responses: Tensor, *, with_loss: bool) -> tuple[Tensor, Tensor]:
     """(ids, targets) of the causal pass: the prompt alone, or with the solution, whose tokens are then predicted."""
     if not with_loss:
-        return prompts, torch.full_like(prompts, _IGNORED)
+        return prompts, torch.full_like(prompts, IGNORED_TARGET)
     ids = torch.cat([prompts, responses], 1)
-    targets = torch.full_like(ids, _IGNORED)
+    targets = torch.full_like(ids, IGNORED_TARGET)
     targets[:, PROMPT_LENGTH - 1 : -1] = responses
     return ids, targets
