@@ -36,7 +36,7 @@ def time_request(engine: Engine, ids: Sequence[int], *, budget_s: float = float(
     gaps: list[float] = []
     num_steps, canvas, last = 0, None, 0.0
     started = time.perf_counter()
-    for event in engine.stream(prompt_token_ids=ids, drafts=True, **params):
+    for event in engine.stream(prompt_token_ids=ids, drafts=params.get("mode") != "ar", **params):
         now = time.perf_counter()
         if isinstance(event, Done):
             return Timing(step_s=gaps, num_steps=num_steps, reply=event.reply)

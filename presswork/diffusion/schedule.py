@@ -6,6 +6,8 @@ import numpy as np
 
 from presswork.config import require
 
+MAX_TEMPERATURE = 100.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemperatureSchedule:
@@ -27,6 +29,7 @@ class TemperatureSchedule:
             f"max_denoising_steps must be a positive integer, got {self.num_steps!r}",
         )
         require(0 <= self.t_min < self.t_max, f"t_min must lie in [0, t_max={self.t_max}), got {self.t_min}")
+        require(self.t_max <= MAX_TEMPERATURE, f"t_max must be at most {MAX_TEMPERATURE:g}, got {self.t_max}")
 
     def temperature(self, step: int) -> float:
         """Temperature of step 0, 1, ..., num_steps - 1."""

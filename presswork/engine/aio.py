@@ -1,6 +1,7 @@
 """The engine for asyncio programs: one worker thread steps, events arrive on the caller's loop."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -9,7 +10,9 @@ from presswork.engine.engine import Engine
 from presswork.engine.events import Done, Event, Reply
 from presswork.engine.params import SamplingParams
 from presswork.engine.request import Request
-from presswork.errors import PressworkError, RequestError
+from presswork.errors import GenerationError, PressworkError, RequestError
+
+logger = logging.getLogger(__name__)
 
 
 class _Listener:
@@ -52,11 +55,22 @@ class AsyncEngine:
 
         Raises: what Engine.submit raises, and the request's own error.
         """
-        request = await asyncio.to_thread(self.engine.submit, prompt_ids, params, wants_drafts=drafts)
+        submitting = asyncio.ensure_future(
+            asyncio.to_thread(self.engine.submit, prompt_ids, params, wants_drafts=drafts)
+        )
+        try:
+            request = await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            # The thread goes on; what it queues has nobody to read it.
+            submitting.add_done_callback(self._abandon)
+            raise
         listener = _Listener(request)
         with self._changed:
             self._listeners.append(listener)
             self._changed.notify()
+            is_stopped = self._stopping
+        if is_stopped:
+            listener.forward()
         try:
             while True:
                 item = await listener.queue.get()
@@ -84,6 +98,10 @@ class AsyncEngine:
                 return event.reply
         raise AssertionError("a request ends in a reply or an error")
 
+    def _abandon(self, submitted: "asyncio.Future[Request]") -> None:
+        if not submitted.cancelled() and submitted.exception() is None:
+            submitted.get_loop().run_in_executor(None, self.engine.cancel, submitted.result())
+
     async def aclose(self) -> None:
         """Stop the worker and close the engine; requests in flight end with EngineClosedError."""
         with self._changed:
@@ -103,7 +121,12 @@ class AsyncEngine:
                 if self._stopping:
                     return
                 listeners = list(self._listeners)
-            self.engine.step()
+            try:
+                self.engine.step()
+            except Exception as error:
+                logger.exception("a step failed")
+                for listener in listeners:
+                    listener.request.fail(GenerationError(f"the engine failed: {error}"))
             ended = [listener for listener in listeners if listener.forward()]
             with self._changed:
                 self._listeners = [listener for listener in self._listeners if listener not in ended]

@@ -5,7 +5,7 @@ L canvas, V vocabulary.
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from presswork.cache.contiguous import SequenceCache
 from presswork.config import require
-from presswork.engine.events import Commit, Done, Draft, Event, Reply
+from presswork.engine.events import Commit, Done, Draft, Reply
 from presswork.engine.loop import EngineLoop
 from presswork.engine.output import OutputText
 from presswork.engine.params import SamplingParams, defaults_from_checkpoint
@@ -24,6 +24,7 @@ from presswork.engine.prefix import PrefixCache
 from presswork.engine.request import Request
 from presswork.engine.runner import Runner
 from presswork.engine.scheduler import Scheduler
+from presswork.engine.streams import EventStream
 from presswork.errors import EngineClosedError, NonFiniteError, RequestError, UnsupportedError
 from presswork.models.transformer import Transformer
 from presswork.text.chat import ChatTemplate
@@ -88,7 +89,8 @@ class Engine:
         require(self.max_context <= known, f"max_context must be at most the model's {known}, got {self.max_context}")
         generation_config = dict(generation_config or {})
         self.defaults = defaults_from_checkpoint(generation_config)
-        self.end_ids = _end_ids(generation_config, model.config.eos_token_id)
+        ends = _end_ids(generation_config, model.config.eos_token_id)
+        self.end_ids = frozenset(token for token in ends if token < model.config.vocab_size)
         self.prefix = PrefixCache(self.config.prefix_cache_bytes)
         self._runner = Runner(model)
         self._scheduler = Scheduler(
@@ -98,9 +100,11 @@ class Engine:
             max_waiting=self.config.max_waiting,
             prefill_chunk=self.config.prefill_chunk,
             max_rows=self.config.max_rows,
+            max_context=self.max_context,
         )
         self._loop = EngineLoop(self._runner, self._scheduler, self.prefix)
-        self._lock = threading.RLock()
+        # Reentrant: the garbage collector may close an abandoned stream in the thread that is in a pass.
+        self._lock, self._is_stepping = threading.RLock(), False
         self._closed = False
 
     # Generating
@@ -155,7 +159,7 @@ class Engine:
         raw: bool = False,
         drafts: bool = False,
         **params: Any,
-    ) -> Iterator[Event]:
+    ) -> EventStream:
         """One prompt's events as they happen; closing the iterator cancels the request.
 
         Args: as generate; drafts: also yield a Draft after every denoise step.
@@ -219,6 +223,17 @@ class Engine:
             raise RequestError("mode 'ar' needs at least one prompt token, got none; start from the bos token")
         if params.stop and self.tokenizer is None:
             raise UnsupportedError("stop strings need a tokenizer, and this model has none; use stop_token_ids")
+        if params.mode == "ar" and wants_drafts:
+            raise RequestError("mode 'ar' has no drafts; ask for them in mode 'diffusion'")
+        if params.canvas_length is not None and params.canvas_length > self.max_context - len(ids):
+            raise RequestError(
+                f"canvas_length is {params.canvas_length}, but the prompt's {len(ids)} tokens leave "
+                f"{self.max_context - len(ids)} of the context of {self.max_context}; lower canvas_length"
+            )
+        vocab = self.model.config.vocab_size
+        unknown = [token for token in params.stop_token_ids if token >= vocab]
+        if unknown:
+            raise RequestError(f"stop_token_ids must lie in 0..{vocab - 1}, got {unknown[0]}")
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
         request = Request(
             prompt_ids=ids,
@@ -237,23 +252,21 @@ class Engine:
     def step(self) -> bool:
         """One model pass over all running requests. Returns whether there is more to do."""
         with self._lock:
-            return self._loop.step()
+            self._is_stepping = True
+            try:
+                return self._loop.step()
+            finally:
+                self._is_stepping = False
 
-    def events(self, request: Request) -> Iterator[Event]:
-        """A submitted request's events, driving passes while there are none. Closing cancels it."""
-        try:
-            while True:
-                while request.events:
-                    yield request.events.popleft()
-                if request.error is not None:
-                    raise request.error
-                if request.ended:
-                    return
-                with self._lock:
-                    if not request.events and not request.ended:
-                        self._loop.step()
-        finally:
-            self.cancel(request)
+    def events(self, request: Request) -> EventStream:
+        """A submitted request's events, driving passes while there are none. Closing or dropping it cancels it."""
+        return EventStream(self, request)
+
+    def wait(self, request: Request) -> None:
+        """Return once the request has an event to read or has ended, driving one pass if it takes one."""
+        with self._lock:
+            if not request.events and not request.ended:
+                self.step()
 
     def cancel(self, request: Request) -> None:
         """Drop a request; what it holds is freed before the next pass."""
@@ -261,7 +274,8 @@ class Engine:
             return
         request.cancelled = True
         with self._lock:
-            self._scheduler.drop_cancelled()
+            if not self._is_stepping:
+                self._scheduler.drop_cancelled()
 
     def close(self) -> None:
         """Refuse new requests and end the ones in flight with EngineClosedError."""
@@ -295,21 +309,31 @@ class Engine:
             raise RequestError("score needs at least one prompt token and one completion token")
         ids = prompt_ids + completion_ids
         self._check_room(len(ids))
-        with self._lock:
-            cache = SequenceCache(self.model.config)
-            scores: list[float] = []
+        cache = SequenceCache(self.model.config)
+        scores: list[float] = []
+        try:
             for start in range(0, len(ids) - 1, self.config.prefill_chunk):
                 stop = min(start + self.config.prefill_chunk, len(ids) - 1)
-                hidden = self._runner.causal_hidden(cache, ids[start:stop])
-                skip = max(0, len(prompt_ids) - 1 - start)
-                if skip < stop - start:
-                    targets = torch.tensor(ids[start + 1 + skip : stop + 1], device=hidden.device)
-                    reading = self._runner.read_logprobs(hidden[skip:], targets)
-                    assert reading.chosen_logprobs is not None
-                    scores += reading.chosen_logprobs[:, 0].tolist()
+                # Requests get their passes between two chunks.
+                with self._lock:
+                    scores += self._score_chunk(cache, ids, start, stop, len(prompt_ids))
+        finally:
+            cache.release()
         if any(value != value for value in scores):
             raise NonFiniteError("score failed: the model produced NaN or infinite logits; check the weights")
         return scores
+
+    def _score_chunk(
+        self, cache: SequenceCache, ids: Sequence[int], start: int, stop: int, num_prompt: int
+    ) -> list[float]:
+        hidden = self._runner.causal_hidden(cache, ids[start:stop])
+        skip = max(0, num_prompt - 1 - start)
+        if skip >= stop - start:
+            return []
+        targets = torch.tensor(ids[start + 1 + skip : stop + 1], device=hidden.device)
+        reading = self._runner.read_logprobs(hidden[skip:], targets)
+        assert reading.chosen_logprobs is not None
+        return reading.chosen_logprobs[:, 0].tolist()
 
     def canvas_logits(
         self,
@@ -338,11 +362,14 @@ class Engine:
                 )
             weights = torch.softmax(self_conditioning_logits.to(model.head.device, torch.float32), -1)
             belief = weights.to(model.dtype) @ model.decoder.embedding
+        cache = SequenceCache(model.config)
         with self._lock, torch.no_grad():
-            cache = SequenceCache(model.config)
-            for start in range(0, len(prompt), self.config.prefill_chunk):
-                self._runner.causal_hidden(cache, prompt[start : start + self.config.prefill_chunk])
-            hidden = self._runner.canvas_hidden(cache, torch.tensor(canvas_ids), belief)
+            try:
+                for start in range(0, len(prompt), self.config.prefill_chunk):
+                    self._runner.causal_hidden(cache, prompt[start : start + self.config.prefill_chunk])
+                hidden = self._runner.canvas_hidden(cache, torch.tensor(canvas_ids), belief)
+            finally:
+                cache.release()
             cap = model.config.final_logit_softcapping
             return cap * torch.tanh(F.linear(hidden, model.head).float() / cap)
 

@@ -30,7 +30,11 @@ class EngineLoop:
         self._vocab_size = runner.config.vocab_size
 
     def step(self) -> bool:
-        """One pass. Returns whether there is more to do. Failures end the requests they concern."""
+        """One pass. Returns whether there is more to do. Failures end the requests they concern.
+
+        Raises: only what is not an Exception, such as KeyboardInterrupt; the pass's requests have then failed, because
+        some layers may have written keys and others not.
+        """
         items = self._scheduler.plan()
         if not items:
             return self._scheduler.has_work
@@ -38,11 +42,16 @@ class EngineLoop:
             for item in items:
                 self._open_canvas(item)
             self._after(items, self._runner.run(items))
-        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        except Exception as error:
+            logger.exception("a pass failed")
             self._fail_all(items, error)
-        for item in items:
-            if item.request.ended:
-                self._scheduler.retire(item.request)
+        except BaseException as error:
+            self._fail_all(items, error)
+            raise
+        finally:
+            for item in items:
+                if item.request.ended:
+                    self._scheduler.retire(item.request)
         return self._scheduler.has_work
 
     def _fail_all(self, items: Sequence[WorkItem], error: BaseException) -> None:
@@ -50,7 +59,8 @@ class EngineLoop:
         for item in items:
             logger.error("request %d failed in its pass: %s", item.request.request_id, error)
             memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
-            text = f"request {item.request.request_id} failed: {error}"
+            reason = str(error) or type(error).__name__
+            text = f"request {item.request.request_id} failed: {reason}"
             if memory:
                 text += "; fewer requests at once, or a shorter prompt or max_tokens, need less memory"
             kind = OutOfMemoryError if memory else GenerationError

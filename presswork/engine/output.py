@@ -44,21 +44,22 @@ class OutputText:
                 return Taken(num_tokens=count, text="".join(pieces), finish_reason=reason, stop_match=match)
         return Taken(num_tokens=len(ids), text="".join(pieces))
 
-    def flush(self) -> str:
-        """Text that was held back; call once, when no more tokens come."""
+    def flush(self) -> tuple[str, str | None]:
+        """(text that was held back, stop string found in it); call once, when no more tokens come."""
         tail = "" if self._decoder is None else self._decoder.flush()
         if self._scanner is None:
-            return tail
-        emitted, _ = self._scanner.push(tail)
-        return emitted + self._scanner.flush()
+            return tail, None
+        emitted, match = self._scanner.push(tail)
+        return (emitted, match) if match is not None else (emitted + self._scanner.flush(), None)
 
     def _step(self, token: int, pieces: list[str]) -> tuple[FinishReason, str | int | None] | None:
         """Text of one token goes to pieces; returns how the reply ends with it, if it does."""
         count = len(self.token_ids)
         may_stop = count > self._params.min_tokens
         if may_stop and token in self._end_ids:
-            pieces.append(self.flush())
-            return "stop", token
+            text, match = self.flush()
+            pieces.append(text)
+            return "stop", token if match is None else match
         text = "" if self._decoder is None else self._decoder.push([token])
         match = None
         if self._scanner is not None:
@@ -67,6 +68,7 @@ class OutputText:
         if match is not None:
             return "stop", match
         if count >= self._max_tokens:
-            pieces.append(self.flush())
-            return "length", None
+            text, match = self.flush()
+            pieces.append(text)
+            return ("length", None) if match is None else ("stop", match)
         return None

@@ -1,5 +1,6 @@
 """What a caller may ask of one request, checked before any work."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -10,6 +11,10 @@ from presswork.diffusion.stopping import StableAndConfidentRule
 from presswork.errors import ConfigError, RequestError
 
 Mode = Literal["diffusion", "ar"]
+
+_MAX_ID = 2**31 - 1
+# Logits over less than this overflow float32.
+_MIN_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +71,7 @@ class SamplingParams:
         _check_count("max_tokens", self.max_tokens, 1, optional=True)
         _check_count("min_tokens", self.min_tokens, 0)
         _check_count("seed", self.seed, 0, 2**64 - 1)
-        _check_count("top_k", self.top_k, 0)
+        _check_count("top_k", self.top_k, 0, _MAX_ID)
         _check_count("max_denoising_steps", self.max_denoising_steps, 1)
         _check_count("canvas_length", self.canvas_length, 1, optional=True)
         _check_count("logprobs", self.logprobs, 0, 20, optional=True)
@@ -76,9 +81,17 @@ class SamplingParams:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
         object.__setattr__(self, "stop", _strings(self.stop))
+        if isinstance(self.stop_token_ids, str) or not isinstance(self.stop_token_ids, Iterable):
+            raise RequestError(f"stop_token_ids must be a list of token ids, got {self.stop_token_ids!r}")
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for token in self.stop_token_ids:
-            _check_count("stop_token_ids", token, 0)
+            _check_count("stop_token_ids", token, 0, _MAX_ID)
+        if 0 < self.temperature < _MIN_TEMPERATURE:
+            raise RequestError(f"temperature must be 0 or at least {_MIN_TEMPERATURE:g}, got {self.temperature!r}")
+        if self.mode == "ar":
+            for name in ("canvas_length", "accept_threshold"):
+                if getattr(self, name) is not None:
+                    raise RequestError(f"mode 'ar' has no canvas: {name} must be none, got {getattr(self, name)!r}")
         self.rules()
 
     def rules(self) -> DiffusionRules:
@@ -135,7 +148,8 @@ def _check_real(name: str, value: object, low: float, high: float, *, open_low: 
 
 
 def _strings(value: object) -> tuple[str, ...]:
-    strings = (value,) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
-    if any(not isinstance(text, str) or not text for text in strings):
+    listed = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    strings = tuple(text for text in listed if isinstance(text, str) and text)
+    if len(strings) < len(listed):
         raise RequestError(f"stop must be one or more non-empty strings, got {value!r}")
     return strings

@@ -13,33 +13,38 @@ class PrefixCache:
 
     Snapshots are taken where a prefill chunk, a canvas or a reply ends. They share memory with each other and with
     running requests, so the budget counts every buffer once.
+
+    Args:
+        max_bytes: the budget; 0 keeps nothing.
+
+    num_bytes: of all distinct buffers that entries hold. num_hits: lookups that found a prefix.
     """
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
         self._entries: OrderedDict[bytes, SequenceCache] = OrderedDict()
         self._lengths: dict[int, int] = {}
+        self._holders: dict[int, int] = {}
+        self.num_bytes = 0
         self.num_hits = 0
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all distinct buffers that entries hold."""
-        buffers: dict[int, int] = {}
-        for entry in self._entries.values():
-            buffers |= entry.buffers()
-        return sum(buffers.values())
-
     def put(self, ids: Sequence[int], cache: SequenceCache) -> None:
-        """Keep a snapshot of a cache that holds exactly these tokens. Mutates self; evicts down to the budget."""
-        if self.max_bytes <= 0 or not ids:
+        """Keep a snapshot of a cache that holds exactly these tokens. Mutates self; evicts down to the budget.
+
+        A cache that is larger than the whole budget is not kept: it would push everything else out and then itself.
+        """
+        if not ids or cache.num_bytes > self.max_bytes:
             return
         assert len(ids) == cache.length, "a snapshot is keyed by the tokens it holds"
         key = _digest(ids)
         if key in self._entries:
             self._entries.move_to_end(key)
             return
-        self._entries[key] = cache.snapshot()
+        entry = self._entries[key] = cache.snapshot()
         self._lengths[len(ids)] = self._lengths.get(len(ids), 0) + 1
+        for buffer, size in entry.buffers().items():
+            self._holders[buffer] = self._holders.get(buffer, 0) + 1
+            self.num_bytes += size if self._holders[buffer] == 1 else 0
         while self._entries and self.num_bytes > self.max_bytes:
             self._drop(next(iter(self._entries)))
 
@@ -58,11 +63,17 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._entries.clear()
-        self._lengths.clear()
+        while self._entries:
+            self._drop(next(iter(self._entries)))
 
     def _drop(self, key: bytes) -> None:
-        length = self._entries.pop(key).length
+        entry = self._entries.pop(key)
+        for buffer, size in entry.buffers().items():
+            self._holders[buffer] -= 1
+            if not self._holders[buffer]:
+                del self._holders[buffer]
+                self.num_bytes -= size
+        length = entry.length
         self._lengths[length] -= 1
         if not self._lengths[length]:
             del self._lengths[length]

@@ -61,6 +61,8 @@ class Request:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     submitted_at: float = field(default_factory=time.perf_counter)
     first_text_at: float | None = None
+    _seen: set[int] = field(default_factory=set)
+    _num_seen: int = -1
     noise: CounterNoise = field(init=False)
     rules: DiffusionRules = field(init=False)
 
@@ -79,6 +81,16 @@ class Request:
     def all_ids(self) -> list[int]:
         """Prompt and committed tokens."""
         return self.prompt_ids + self.output.token_ids
+
+    def seen_ids(self) -> set[int]:
+        """Distinct prompt and committed tokens. Mutates what it remembers of them."""
+        known = len(self.output.token_ids)
+        if self._num_seen < 0:
+            self._seen = set(self.prompt_ids)
+            self._num_seen = 0
+        self._seen.update(self.output.token_ids[self._num_seen :])
+        self._num_seen = known
+        return self._seen
 
     def emit(self, event: Draft | Commit) -> None:
         """Tell the caller something that is not the end. Mutates events."""
@@ -112,10 +124,13 @@ class Request:
             ),
             logprobs=self.logprobs if self.params.logprobs is not None else None,
         )
-        self.phase = Phase.ENDED
         self.events.append(Done(reply=reply))
+        # Last: who sees the end finds the event.
+        self.phase = Phase.ENDED
 
     def fail(self, error: PressworkError) -> None:
         """End with an error, which the caller's next read raises. Mutates phase and error."""
         if not self.ended:
-            self.phase, self.error = Phase.ENDED, error
+            self.error = error
+            # Last: who sees the end finds the error.
+            self.phase = Phase.ENDED

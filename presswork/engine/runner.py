@@ -249,7 +249,7 @@ def _edits(requests: Sequence[Request], counts: Sequence[int]) -> LogitEdits | N
         plain = -1
         seen = torch.empty(0, dtype=torch.int64)
         if params.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted(set(request.all_ids())), dtype=torch.int64)
+            seen = torch.tensor(list(request.seen_ids()), dtype=torch.int64)
             plain = len(groups)
             groups.append(EditGroup(seen_ids=seen, repetition_penalty=params.repetition_penalty))
         num_early = min(count, max(0, params.min_tokens - written))

@@ -39,11 +39,11 @@ class Scheduler:
 
     def __init__(
         self, config: ModelConfig, prefix: PrefixCache, *, max_running: int, max_waiting: int, prefill_chunk: int,
-        max_rows: int,
+        max_rows: int, max_context: int,
     ):  # fmt: skip
         self._config, self._prefix = config, prefix
         self._max_running, self._max_waiting = max_running, max_waiting
-        self._prefill_chunk, self._max_rows = prefill_chunk, max_rows
+        self._prefill_chunk, self._max_rows, self._max_context = prefill_chunk, max_rows, max_context
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
 
@@ -64,7 +64,8 @@ class Scheduler:
         """The next pass. Drops cancelled requests, admits waiting ones, rotates when rows run out. Mutates self."""
         self.drop_cancelled()
         while self.waiting and len(self.running) < self._max_running:
-            self._admit(self.waiting.popleft())
+            self._admit(self.waiting[0])
+            self.waiting.popleft()
         items: list[WorkItem] = []
         num_rows = 0
         for request in self.running:
@@ -87,8 +88,8 @@ class Scheduler:
         request.canvas = None
 
     def drop_cancelled(self) -> None:
-        """End and free requests whose callers gave up. Mutates self."""
-        for request in [r for r in (*self.waiting, *self.running) if r.cancelled]:
+        """End and free requests whose callers gave up, and free those that ended elsewhere. Mutates self."""
+        for request in [r for r in (*self.waiting, *self.running) if r.cancelled or r.ended]:
             if request in self.waiting:
                 self.waiting.remove(request)
             request.finish("cancelled")
@@ -129,4 +130,6 @@ class Scheduler:
         if request.canvas is not None:
             return request.canvas.tokens.shape[0]
         explicit = request.params.canvas_length
-        return explicit if explicit is not None else min(self._config.canvas_length, request.output.num_left)
+        if explicit is None:
+            return min(self._config.canvas_length, request.output.num_left)
+        return min(explicit, self._max_context - len(request.prompt_ids) - len(request.output.token_ids))

@@ -1,7 +1,7 @@
 """Grouped-query attention for CPUs. N query rows, S keys, H query heads, n KV heads, g = H / n, h head width.
 
-bfloat16 runs on AMX tiles, or by torch's fused attention where there are none. float32 is two products a
-span of keys with the softmax in between: torch's fused attention is off by more than 1e-5 there.
+bfloat16 runs on AMX tiles. float32, and bfloat16 where there are no tiles, is two float32 products a span of keys with
+the softmax in between: torch's fused attention is off by more than 1e-5, and rounds by how many keys there are.
 """
 
 import torch
@@ -13,7 +13,7 @@ from presswork.ops.attention.softmax import SPAN, span_share
 from presswork.ops.linear.fast import MIN_ROWS
 from presswork.ops.threads import num_shares, run_shared
 
-MAX_SCORES = 1 << 24  # scores, or entries of a mask, in memory at once: 64 MB of float32
+MAX_SCORES = 1 << 24  # scores in memory at once: 64 MB of float32
 _EXP_PRODUCTS = 64  # multiply-adds that take about as long as one exponential
 
 
@@ -22,9 +22,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     if q.shape[0] == 0 or k.shape[1] == 0:
         return torch.zeros_like(q)
     visible = None if visible is None else visible.contiguous()
-    if q.dtype is torch.float32:
-        return _attend_plain(q, k, v, visible)
-    return tiles.attend(q, k, v, visible) if tiles.fits_tiles(q) else _attend_fused(q, k, v, visible)
+    if q.dtype is torch.bfloat16 and tiles.fits_tiles(q):
+        return tiles.attend(q, k, v, visible)
+    return _attend_plain(q.float(), k, v, visible).to(q.dtype)
 
 
 def _attend_plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
@@ -56,7 +56,7 @@ def _attend_spans(rows: Tensor, k: Tensor, v: Tensor, groups: int, visible: Tens
     visible = None if visible is None else F.pad(visible, (0, 0, 0, rows.shape[1])).contiguous()
     for start in range(0, num_keys, SPAN):
         count = min(SPAN, num_keys - start)
-        keys, values = (F.pad(x[:, start : start + count], (0, 0, 0, SPAN - count)) for x in (k, v))
+        keys, values = (F.pad(x[:, start : start + count].float(), (0, 0, 0, SPAN - count)) for x in (k, v))
         scores = torch.bmm(rows, keys.transpose(1, 2))
         mask = 0 if visible is None else visible.data_ptr() + start
         _advance(scores, running, groups, count, mask, num_keys)
@@ -71,16 +71,3 @@ def _advance(scores: Tensor, running: Tensor, groups: int, num_keys: int, mask: 
     arguments = (scores.data_ptr(), num_kv, num_rows, groups, num_keys, mask, mask_bytes, running.data_ptr())
     shares = num_shares(scores.numel() * _EXP_PRODUCTS, num_kv * num_rows)
     run_shared(shares, span_share, *arguments)
-
-
-def _attend_fused(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    num_rows, is_grouped = q.shape[0], q.shape[1] != k.shape[0]
-    chunk = num_rows if visible is None else max(1, MAX_SCORES // k.shape[1])
-    parts = []
-    for start in range(0, num_rows, chunk):
-        mask = None if visible is None else visible[start : start + chunk]
-        mixed = F.scaled_dot_product_attention(
-            q[start : start + chunk].transpose(0, 1)[None], k[None], v[None], mask, scale=1.0, enable_gqa=is_grouped
-        )[0].transpose(0, 1)
-        parts.append(mixed if mask is None else mixed.masked_fill(~mask.any(1)[:, None, None], 0.0))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
