@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from presswork.engine.engine import Engine
-from presswork.engine.loader import load
+from presswork.engine.loader import load, read_settings
 from presswork.engine.params import SamplingParams, defaults_from_checkpoint
 from presswork.errors import ConfigError, OutOfMemoryError
 from presswork.settings import Settings
-from presswork.weights.config_files import read_generation_config
 from presswork.weights.hub import resolve
 from presswork.weights.load import Progress
 
@@ -50,7 +49,7 @@ def open_engine(
 
 def check_sampling(model: str, sampling: Mapping[str, Any]) -> SamplingParams:
     """A model's sampling defaults with these changes. Raises RequestError before anything heavy has happened."""
-    return defaults_from_checkpoint(read_generation_config(resolve(model))).changed(**sampling)
+    return defaults_from_checkpoint(read_settings(resolve(model))).changed(**sampling)
 
 
 def apply_threads(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from presswork.config import require
 from presswork.engine.events import Commit, Done, Draft, Reply
 from presswork.engine.loop import EngineLoop
 from presswork.engine.output import OutputText
-from presswork.engine.params import SamplingParams, defaults_from_checkpoint
+from presswork.engine.params import Mode, SamplingParams, defaults_from_checkpoint
 from presswork.engine.prefix import PrefixCache
 from presswork.engine.request import Request
 from presswork.engine.runner import Runner
@@ -80,6 +80,7 @@ class Engine:
         generation_config: Mapping[str, Any] | None = None,
         config: EngineConfig | None = None,
         name: str = "model",
+        mode: Mode = "diffusion",
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.name = name
@@ -88,7 +89,7 @@ class Engine:
         self.max_context = self.config.max_context or known
         require(self.max_context <= known, f"max_context must be at most the model's {known}, got {self.max_context}")
         generation_config = dict(generation_config or {})
-        self.defaults = defaults_from_checkpoint(generation_config)
+        self.defaults = defaults_from_checkpoint(generation_config).changed(mode=mode)
         ends = _end_ids(generation_config, model.config.eos_token_id)
         self.end_ids = frozenset(token for token in ends if token < model.config.vocab_size)
         self.prefix = PrefixCache(self.config.prefix_cache_bytes)
@@ -207,7 +208,8 @@ class Engine:
         if self.template is None:
             raise UnsupportedError(f"model {self.name!r} has no chat template; use generate with plain text")
         tools_list = None if tools is None else list(tools)
-        text = self.template.render(messages, tools=tools_list, **dict(template_variables or {}))
+        variables = self.template.check_variables(template_variables or {})
+        text = self.template.render(messages, tools=tools_list, **variables)
         return self._require_tokenizer().encode(text, add_special_tokens=False)
 
     # Requests one by one, for servers and schedulers of their own

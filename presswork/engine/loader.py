@@ -6,10 +6,12 @@ from typing import Any
 import torch
 
 from presswork.engine.engine import Engine, EngineConfig
-from presswork.errors import ConfigError
+from presswork.engine.params import defaults_from_checkpoint
+from presswork.errors import CheckpointError, ConfigError, RequestError
 from presswork.text.chat import ChatTemplate
 from presswork.text.tokenizer import Tokenizer
-from presswork.weights.config_files import read_generation_config
+from presswork.weights.config_files import read_config, read_end_ids, read_generation_config, read_layout
+from presswork.weights.files import GENERATION_CONFIG_FILE
 from presswork.weights.hub import resolve
 from presswork.weights.load import Progress, load_model
 
@@ -28,6 +30,9 @@ def load(
 ) -> Engine:
     """Load a model and everything it needs to generate.
 
+    A checkpoint of the autoregressive family generates in mode "ar" unless a request says otherwise: its canvases are
+    untrained.
+
     Args:
         source: an embedded model's name, a folder, or a Hub id; a Hub id that is not cached is pulled.
         device: where the model runs.
@@ -44,17 +49,37 @@ def load(
     except TypeError as error:
         raise ConfigError(f"unknown engine setting: {error}; see EngineConfig") from error
     folder = resolve(str(source), may_pull=may_pull)
-    model = load_model(folder, device=as_device(device), dtype=_dtype(dtype), progress=progress)
+    # Small files first: reading weights can take minutes.
     has_tokenizer = (folder / "tokenizer.json").is_file()
     tokenizer = Tokenizer.from_folder(folder) if has_tokenizer else None
+    template = None if tokenizer is None else ChatTemplate.from_folder(folder, tokenizer)
+    settings = read_settings(folder)
+    vocab_size, layout = read_config(folder).vocab_size, read_layout(folder)
+    if tokenizer is not None and tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model {vocab_size}; they do not "
+            "belong together, download the model again"
+        )
+    model = load_model(folder, device=as_device(device), dtype=_dtype(dtype), progress=progress)
     return Engine(
         model,
         tokenizer=tokenizer,
-        template=None if tokenizer is None else ChatTemplate.from_folder(folder, tokenizer),
-        generation_config=read_generation_config(folder),
+        template=template,
+        generation_config=settings,
         config=config,
         name=str(source),
+        mode="ar" if layout == "autoregressive" else "diffusion",
     )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The sampling defaults and end tokens in a folder. Raises CheckpointError for values no request could have."""
+    settings = read_generation_config(folder) | {"eos_token_id": read_end_ids(folder)}
+    try:
+        defaults_from_checkpoint(settings)
+    except RequestError as error:
+        raise CheckpointError(f"{folder / GENERATION_CONFIG_FILE}: {error}") from error
+    return settings
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

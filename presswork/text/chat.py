@@ -22,6 +22,9 @@ _COMPILE_FAULTS = (jinja2.TemplateError, SyntaxError, RecursionError, ValueError
 _UNSUPPORTED_PARTS = ("image", "audio", "video", "file", "document")
 
 
+_SYSTEM_ROLES = ("system", "developer")
+
+
 class ChatTemplate:
     """A checkpoint's chat template; load it with `from_folder`.
 
@@ -107,6 +110,14 @@ class ChatTemplate:
         except _RENDER_FAULTS as error:
             raise self._failure(error) from error
 
+    def check_variables(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a caller's template variables. Raises RequestError for names that are not theirs to set."""
+        reserved = {"self", "messages", "tools", "add_generation_prompt", "documents", *self._special_tokens}
+        for name in variables:
+            if not isinstance(name, str) or name in reserved or name in self._environment.globals:
+                raise RequestError(f"template_variables: {name!r} cannot be set; give what the template itself reads")
+        return dict(variables)
+
     def _compile(self, text: str) -> jinja2.Template:
         try:
             return self._environment.from_string(text)
@@ -152,6 +163,9 @@ def _checked_message(message: Any, where: str) -> dict[str, Any]:
     elif content is not None and not isinstance(content, str):
         raise RequestError(f"{where}.content: got {_shown(content)}, expected text or a list of parts")
     checked = dict(message)
+    if role in _SYSTEM_ROLES and _is_list(content):
+        # Templates trim this content as a string; a list would reach the prompt as Python shows lists.
+        checked["content"] = "".join(part.get("text", "") for part in content)
     if calls is not None:
         if not _is_list(calls):
             raise RequestError(f"{where}.tool_calls: got {_shown(calls)}, expected a list of calls")

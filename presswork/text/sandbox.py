@@ -7,7 +7,7 @@ a huge result (`"x".ljust(10 ** 9)`), which costs memory in proportion.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -25,6 +25,7 @@ from presswork.errors import TemplateError
 MAX_STEPS = 5_000_000
 MAX_CHARACTERS = 64_000_000
 MAX_EXPONENT = 64
+MAX_BITS = 4096
 # No template can name this variable: it is not an identifier.
 _BUDGET = "rendering budget"
 
@@ -149,8 +150,12 @@ def _check_power(left: Any, right: Any) -> None:
 
 
 def _check_product(left: Any, right: Any) -> None:
+    if isinstance(left, int) and isinstance(right, int):
+        if left.bit_length() + right.bit_length() > MAX_BITS:
+            raise _too_costly(f"a product of more than {MAX_BITS} bits")
+        return
     for value, times in ((left, right), (right, left)):
-        if hasattr(value, "__len__") and isinstance(times, int):
+        if isinstance(value, Sized) and isinstance(times, int):
             _check_size(len(value) * times)
 
 

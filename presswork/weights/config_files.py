@@ -163,7 +163,7 @@ def _layer_kinds(text: Section) -> list[LayerKind]:
 
 def _layers(text: Section, kinds: list[LayerKind]) -> tuple[LayerConfig, ...]:
     head_dim, num_heads = text.integer("head_dim", 256), text.integer("num_key_value_heads", 4)
-    if "per_layer_config" in text.values:
+    if text.values.get("per_layer_config") is not None:
         overrides = _overrides(text, len(kinds))
     else:
         full = {
@@ -292,10 +292,25 @@ def read_generation_config(folder: str | Path) -> dict[str, Any]:
     return {name: _generation_value(values, name) for name in GENERATION_FIELDS if values.values.get(name) is not None}
 
 
+def read_end_ids(folder: str | Path) -> list[int]:
+    """The tokens that end a reply, sorted: generation_config.json's, else those config.json names anywhere.
+
+    Raises:
+        CheckpointError: a file is malformed, or a value is neither a token id nor a list of some.
+    """
+    chosen = read_generation_config(folder).get("eos_token_id")
+    if chosen is not None:
+        return chosen
+    path = Path(folder) / CONFIG_FILE
+    top = Section(values=read_json(path), where=str(path))
+    sections = [top, *([top.section("text_config")] if top.values.get("text_config") is not None else [])]
+    found = {token for section in sections for token in section.token_ids("eos_token_id", [])}
+    return sorted(found) or [top.token_id("eos_token_id", 1)]
+
+
 def _generation_value(values: Section, name: str) -> Any:
-    value = values.values[name]
-    if name == "eos_token_id" and isinstance(value, list):
-        return [Section(values={name: one}, where=values.where).integer(name) for one in value]
+    if name == "eos_token_id":
+        return values.token_ids(name)
     return values.number(name) if name in _FLOAT_FIELDS else values.integer(name)
 
 

@@ -34,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"model folder {path.parent} does not exist or is not a folder") from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {one_line(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({one_line(error)}); download it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(content).__name__}")

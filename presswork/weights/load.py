@@ -131,8 +131,12 @@ def _plan(folder: Path, config: ModelConfig, layout: Layout, stored: dict[str, _
     targets: dict[str, list[Place]] = {}
     for name, source in chosen.items():
         assert source is not None
-        _require_shape(source, stored[source], places[name])
+        for alias in sources[name]:
+            if alias in stored:
+                _require_shape(alias, stored[alias], places[name])
         targets.setdefault(source, []).append(places[name])
+    if HEAD in stored:
+        _require_shape(HEAD, stored[HEAD], next(p for p in places.values() if p.parameter == "decoder.embedding"))
     embedding = next(s for s, where in targets.items() if any(p.parameter == "decoder.embedding" for p in where))
     return _Plan(targets=targets, embedding=embedding)
 

@@ -1,5 +1,6 @@
 """Checked access to the objects inside a config file: a wrong type is an error that names the file and the key."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,13 @@ class Section:
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(f"{name} must be a number, got {value!r}")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise self.fail(f"{name} must be a finite number, got {str(value)[:20]}")
+        return number
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._value(name, default)
@@ -46,6 +53,15 @@ class Section:
         value = self.values.get(name)
         first = value[0] if isinstance(value, list) and value else value
         return Section(values={name: first}, where=self.where).integer(name, default)
+
+    def token_ids(self, name: str, default: list[int] | None = None) -> list[int]:
+        """Token ids, given as one or as a list."""
+        value = self._value(name, default)
+        listed = value if isinstance(value, list) else [value]
+        ids = [Section(values={name: one}, where=self.where).integer(name) for one in listed]
+        if (not ids and default is None) or any(token < 0 for token in ids):
+            raise self.fail(f"{name} must be a token id or a list of some, got {value!r}")
+        return ids
 
     def section(self, name: str, default: Mapping[str, Any] | None = None) -> "Section":
         value = self._value(name, default)

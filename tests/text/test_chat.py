@@ -178,6 +178,7 @@ def test_a_template_cannot_leave_the_sandbox(source: str) -> None:
         "{% set s = namespace(t='x') %}{% for n in range(60) %}{% set s.t = s.t + s.t %}{% endfor %}",
         "{% set s = namespace(t='x') %}{% for n in range(60) %}{% set s.t = s.t ~ s.t %}{% endfor %}",
         "{% set t = 'x' * 1000000 %}{% for n in range(99999) %}{{ t }}{% endfor %}",
+        "{% set s = namespace(n=9) %}{% for i in range(40) %}{% set s.n = s.n * s.n %}{% endfor %}",
     ],
 )  # fmt: skip
 def test_a_costly_template_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +186,20 @@ def test_a_costly_template_is_stopped(source: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("presswork.text.sandbox.MAX_CHARACTERS", 2_000_000)
     with pytest.raises(TemplateError, match=r"stopped at|OverflowError: Range too big|RecursionError"):
         render(source)
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "self", "add_generation_prompt", "raise_exception", 3])
+def test_variables_that_are_not_the_callers_are_refused(name: object) -> None:
+    template = ChatTemplate("{{ enable_thinking }}")
+    assert template.check_variables({"enable_thinking": True}) == {"enable_thinking": True}
+    with pytest.raises(RequestError, match=r"template_variables: .* cannot be set"):
+        template.check_variables({name: 1})  # type: ignore[dict-item]
+
+
+def test_a_system_message_in_parts_reaches_the_template_as_text() -> None:
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+    template = ChatTemplate("{{ messages[0]['content'] | trim }}")
+    assert template.render([{"role": "system", "content": parts}, USER]) == "Be brief."
 
 
 def test_each_rendering_has_its_own_budget(monkeypatch: pytest.MonkeyPatch) -> None:
