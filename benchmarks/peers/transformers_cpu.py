@@ -174,9 +174,13 @@ def hardware() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit measured, marked where the tree differs from it."""
-    run = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return run.stdout.strip() or "unknown"
+    """The commit measured, marked where anything but results differs from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ":/", ":(exclude,top)benchmarks/results")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def main() -> None:
