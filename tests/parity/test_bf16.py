@@ -13,7 +13,7 @@ from presswork.testing import fixture_config, fixture_model
 from tests.models.passes import canvas, capped_logits, ids, prefill, run
 
 LENGTHS = (3, 5, 6, 13, 20, 30)
-SEEDS = (0, 1, 2)
+SEEDS = range(20)
 TEMPERATURE = 0.7
 READINGS = ("encoder", "first step", "self-conditioned step")
 
@@ -66,6 +66,6 @@ def test_rounding_errors_are_no_larger_than_the_oracles(changes: dict[str, int],
             their_errors[i].append((theirs[i].float() - right).abs().flatten())
     for name, our_parts, their_parts in zip(READINGS, our_errors, their_errors, strict=True):
         mine, other = torch.cat(our_parts), torch.cat(their_parts)
-        # The mean is dominated by the few rows whose experts flip; the median is free of them.
-        assert mine.mean() <= 1.5 * other.mean(), f"{name}: mean error {mine.mean():.4f}, oracle {other.mean():.4f}"
-        assert mine.median() <= 1.5 * other.median(), f"{name}: median {mine.median():.4f}, {other.median():.4f}"
+        # The mean is dominated by the few rows whose experts flip, hence the many seeds; the median is free of them.
+        assert mine.mean() <= 1.25 * other.mean(), f"{name}: mean error {mine.mean():.4f}, oracle {other.mean():.4f}"
+        assert mine.median() <= 1.25 * other.median(), f"{name}: median {mine.median():.4f}, {other.median():.4f}"
