@@ -54,6 +54,10 @@ class EngineClosedError(PressworkError, RuntimeError):
     """The engine was closed before or while the request ran."""
 
 
+class DataError(PressworkError, ValueError):
+    """Training data that cannot be used."""
+
+
 class TrainingError(PressworkError, RuntimeError):
     """A training run cannot go on."""
 

@@ -20,6 +20,7 @@ from presswork.settings import Settings
 VERBS = {
     "run": "Generate from a prompt.",
     "chat": "Talk with a model.",
+    "train": "Train a model by a recipe.",
     "eval": "Measure how well a model does a task.",
     "bench": "Measure generation speed, denoising and one token at a time.",
     "doctor": "Say whether a model fits this machine, and how fast it is.",

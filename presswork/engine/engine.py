@@ -133,15 +133,16 @@ class Engine:
             prompt: a text or a list of texts. Where the checkpoint has a chat template, a text is one user turn.
             prompt_token_ids: token ids instead, one prompt or a list of them; taken as they are.
             raw: encode the text as it stands, without the chat template.
-            params: fields of SamplingParams; the rest are the checkpoint's defaults.
+            params: fields of SamplingParams; the rest are the checkpoint's defaults. With several prompts `seed` may
+                be a list, one for each.
         Raises:
             RequestError: a malformed prompt or parameter. GenerationError: a request failed while it ran.
         """
-        sampling = self.defaults.changed(**params)
         prompts, is_single = self._prompts(prompt, prompt_token_ids, raw)
+        each = self._each_params(len(prompts), is_single, params)
         requests: list[Request] = []
         try:
-            for ids in prompts:
+            for ids, sampling in zip(prompts, each, strict=True):
                 # Our own queue is no reason to refuse our own list.
                 while requests and self.num_waiting >= self.config.max_waiting:
                     self.step()
@@ -434,6 +435,15 @@ class Engine:
                 f"of {self.max_context}; lower max_tokens or shorten the prompt"
             )
         return params.max_tokens
+
+    def _each_params(self, num: int, is_single: bool, params: dict[str, Any]) -> list[SamplingParams]:
+        """The parameters of each prompt; only the seed may differ."""
+        seeds = params.get("seed")
+        if is_single or not isinstance(seeds, Sequence):
+            return [self.defaults.changed(**params)] * num
+        if len(seeds) != num:
+            raise RequestError(f"seed has {len(seeds)} values for {num} prompts; give one for each, or one number")
+        return [self.defaults.changed(**{**params, "seed": seed}) for seed in seeds]
 
     def _finish(self, request: Request) -> Reply:
         for event in self.events(request):

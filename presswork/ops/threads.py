@@ -8,7 +8,9 @@ import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def num_shares(num_products: int, num_pieces: int) -> int:
     return max(1, min(torch.get_num_threads(), num_pieces, num_products // (_WORTH_SHARING // 2)))
 
 
-def run_shared(shares: int, kernel: Callable[..., object], *arguments: int) -> None:
+def run_shared(shares: int, kernel: Callable[..., object], *arguments: "int | np.floating[Any]") -> None:
     """kernel(*arguments, counter address) on `shares` threads, the caller's among them; returns when all is done.
 
     For one share the address is 0: the kernel counts by itself.

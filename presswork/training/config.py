@@ -1,31 +1,42 @@
 """What a training run is made of, in frozen parts."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from presswork.config import require
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine to a share of the peak rate.
+    """How weights move: the algorithm, a linear warm-up, and what the learning rate does after it.
 
     Args:
         peak_rate: highest learning rate.
+        algorithm: adamw, or muon for the matrices inside the layers and adamw for all else.
+        schedule: cosine, or constant after the warm-up.
         warmup_steps: steps of linear growth from 0.
-        final_share: learning rate at the last step over the peak rate, in [0, 1].
-        betas, weight_decay: AdamW's; decay applies to matrices only.
+        final_share: learning rate at a cosine's last step over the peak rate, in [0, 1].
+        betas: of AdamW's moments.
+        momentum: Muon's.
+        weight_decay: decoupled; applies to matrices only.
         clip_norm: largest global gradient norm.
     """
 
     peak_rate: float
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 100
     final_share: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
+    momentum: float = 0.95
     weight_decay: float = 0.1
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.peak_rate > 0, f"peak_rate must be positive, got {self.peak_rate}")
+        require(self.algorithm in ("adamw", "muon"), f"algorithm must be adamw or muon, got {self.algorithm!r}")
+        require(self.schedule in ("cosine", "constant"), f"schedule must be cosine or constant, got {self.schedule!r}")
+        require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), got {self.momentum}")
         require(self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
         require(0 <= self.final_share <= 1, f"final_share must lie in [0, 1], got {self.final_share}")
         require(all(0 <= beta < 1 for beta in self.betas), f"betas must lie in [0, 1), got {self.betas}")
@@ -41,6 +52,9 @@ class TrainConfig:
         num_steps: optimizer steps in total; the schedule ends there.
         optimizer: how weights move.
         encoder_weight: weight of the causal loss beside the canvas loss.
+        accumulate: batches whose gradients are averaged into one optimizer step.
+        validate_every: steps between looks at the validation batches; 0 never looks.
+        patience: validations in a row without a lower loss after which the run stops; 0 never stops early.
         ema_decay: decay of the averaged weights that are exported, in [0, 1).
         dtype: compute dtype of the passes, bfloat16 or float32; master weights are float32.
         compile: fuse the passes with torch.compile (needs a C++ compiler; a minute at the start).
@@ -50,6 +64,9 @@ class TrainConfig:
     num_steps: int
     optimizer: OptimizerConfig
     encoder_weight: float = 1.0
+    accumulate: int = 1
+    validate_every: int = 0
+    patience: int = 0
     ema_decay: float = 0.999
     dtype: str = "bfloat16"
     compile: bool = False
@@ -64,4 +81,7 @@ class TrainConfig:
         )
         require(self.dtype in ("bfloat16", "float32"), f"dtype must be bfloat16 or float32, got {self.dtype!r}")
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
-        require(self.checkpoint_every > 0 and self.log_every > 0, "checkpoint_every and log_every must be positive")
+        for name in ("accumulate", "checkpoint_every", "log_every"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("validate_every", "patience"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")

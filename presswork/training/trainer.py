@@ -1,10 +1,9 @@
-"""The training loop: draw a batch, two passes, one optimizer step; log, checkpoint, resume."""
+"""The training loop: draw a batch, two passes, one optimizer step; log, validate, checkpoint, resume."""
 
 import ctypes
-import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from presswork.errors import TrainingError
 from presswork.models.transformer import Transformer
-from presswork.training.attention import AttendBatch, attend_batch
+from presswork.training.attention import PLAIN_ATTENTION, AttentionFunctions
 from presswork.training.checkpoint import load_state, save_state
 from presswork.training.config import TrainConfig
-from presswork.training.loss import Batch, batch_losses
+from presswork.training.loss import Batch, Losses, batch_losses
+from presswork.training.metrics import MetricsLog
 from presswork.training.optim import MasterOptimizer, learning_rate
 
 _MAX_DENSE_EXPERTS = 8
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class BatchSource(Protocol):
-    """The batch of step 0, 1, ...: a function of the step alone, so that a resumed run sees what it would have seen."""
+    """Batch 0, 1, ...: a function of its number alone, so that a resumed run sees what it would have seen."""
 
     def __call__(self, step: int) -> Batch: ...
 
@@ -49,7 +49,7 @@ class CarryingSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one logged step looked like."""
+    """What one logged step looked like; losses are of its last batch, the validation losses those of the last look."""
 
     step: int
     loss: float
@@ -59,7 +59,22 @@ class StepReport:
     gradient_norm: float
     learning_rate: float
     canvases_per_s: float
+    tokens_per_s: float
     elapsed_s: float
+    validation_diffusion: float | None = None
+    validation_encoder: float | None = None
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What is saved of the loop itself."""
+
+    next_step: int = 0
+    elapsed_s: float = 0.0
+    best_loss: float = float("inf")
+    num_worse: int = 0
+    is_stopped: bool = False
+    validation: tuple[float, float] | None = None
 
 
 class Trainer:
@@ -67,21 +82,47 @@ class Trainer:
 
     Mutates: the model (dtype, small mixtures computed densely, layers compiled), and glibc's allocator settings of the
     process.
+
+    Args:
+        validation: batches whose losses under the averaged weights are looked at now and then.
     """
 
-    def __init__(self, model: Transformer, source: BatchSource, config: TrainConfig, folder: Path):
-        self.model = model.to(getattr(torch, config.dtype)).requires_grad_(True).train()
-        self.config, self.folder, self._source = config, folder, source
+    def __init__(
+        self,
+        model: Transformer,
+        source: BatchSource,
+        config: TrainConfig,
+        folder: Path,
+        validation: Sequence[Batch] = (),
+    ):
+        self.model = model.to(getattr(torch, config.dtype)).train()
+        if not any(p.requires_grad for p in model.parameters()):
+            self.model.requires_grad_(True)
+        self.config, self.folder, self._source, self._validation = config, folder, source, validation
         self.optimizer = MasterOptimizer(self.model, config.optimizer, config.num_steps, config.ema_decay)
-        self.next_step, self._elapsed_s = 0, 0.0
+        self._progress = _Progress()
+        self._is_asked_to_stop = False
         self._attend = _prepare(self.model, config.compile)
         state = load_state(folder)
         if state is not None:
             self.optimizer.restore(state["optimizer"])
             if isinstance(source, CarryingSource):
                 source.restore(state["source"])
-            self.next_step, self._elapsed_s = state["next_step"], state["elapsed_s"]
+            self._progress = _Progress(**state["progress"])
             logger.info("resumed %s at step %d", folder, self.next_step)
+
+    @property
+    def next_step(self) -> int:
+        return self._progress.next_step
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last step is done, or the validation loss has stopped falling."""
+        return self._progress.is_stopped or self.next_step >= self.config.num_steps
+
+    def ask_to_stop(self) -> None:
+        """Let `run` end after the step it is in, with its state written; safe to call from a signal handler."""
+        self._is_asked_to_stop = True
 
     def run(self, *, until: int | None = None) -> Iterator[StepReport]:
         """Train to the last step (or `until`), yielding a report every log_every steps.
@@ -92,53 +133,83 @@ class Trainer:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         last = self.config.num_steps if until is None else min(until, self.config.num_steps)
-        started, before = time.perf_counter(), self._elapsed_s
-        num_canvases, mark = 0, time.perf_counter()
-        while self.next_step < last:
-            step = self.next_step
-            batch = self._source(step)
-            losses, norm = self._step(step, batch)
-            num_canvases += batch.starts.shape[0]
-            self.next_step, self._elapsed_s = step + 1, before + time.perf_counter() - started
-            if self.next_step % self.config.checkpoint_every == 0 or self.next_step == last:
+        progress, started, before = self._progress, time.perf_counter(), self._progress.elapsed_s
+        num_canvases, num_tokens, mark = 0, 0, time.perf_counter()
+        with MetricsLog(self.folder) as metrics:
+            while progress.next_step < last and not progress.is_stopped and not self._is_asked_to_stop:
+                step = progress.next_step
+                losses, norm, counted = self._step(step)
+                num_canvases, num_tokens = num_canvases + counted[0], num_tokens + counted[1]
+                progress.next_step, progress.elapsed_s = step + 1, before + time.perf_counter() - started
+                self._look(step)
+                is_last = progress.next_step == last or progress.is_stopped
+                if progress.next_step % self.config.checkpoint_every == 0 or is_last:
+                    self.save()
+                if progress.next_step % self.config.log_every == 0 or is_last:
+                    spent = time.perf_counter() - mark
+                    report = self._report(step, losses, norm, num_canvases / spent, num_tokens / spent)
+                    metrics.write(step, asdict(report))
+                    yield report
+                    num_canvases, num_tokens, mark = 0, 0, time.perf_counter()
+            if self._is_asked_to_stop:
                 self.save()
-            if self.next_step % self.config.log_every == 0 or self.next_step == last:
-                now = time.perf_counter()
-                yield self._report(step, losses, norm, num_canvases / (now - mark))
-                num_canvases, mark = 0, now
 
-    def _step(self, step: int, batch: Batch) -> tuple[dict[str, float], float]:
-        losses = batch_losses(self.model, batch, encoder_weight=self.config.encoder_weight, attend=self._attend)
-        if not torch.isfinite(losses.total):
-            save_state(self.folder / "failed", {"step": step, "batch": asdict(batch)})
-            raise TrainingError(f"the loss of step {step} is not finite; its batch is in {self.folder / 'failed'}")
-        if isinstance(self._source, CarryingSource):
-            self._source.observe(step, batch, losses.hidden, self.model)
-        losses.total.backward()
-        norm = self.optimizer.step(step)
-        return {
-            "loss": float(losses.total.detach()),
-            "diffusion": float(losses.diffusion),
-            "encoder": float(losses.encoder),
-            "canvas_accuracy": float(losses.canvas_accuracy),
-        }, norm
+    def _step(self, step: int) -> tuple[Losses, float, tuple[int, int]]:
+        """(losses of the last batch, gradient norm, (canvases, tokens))."""
+        count, num_canvases, num_tokens = self.config.accumulate, 0, 0
+        for i in range(count):
+            number = step * count + i
+            batch = self._source(number)
+            losses = batch_losses(self.model, batch, encoder_weight=self.config.encoder_weight, attend=self._attend)
+            if not torch.isfinite(losses.total):
+                save_state(self.folder / "failed", {"step": step, "batch": asdict(batch)})
+                raise TrainingError(f"the loss of step {step} is not finite; its batch is in {self.folder / 'failed'}")
+            if isinstance(self._source, CarryingSource):
+                self._source.observe(number, batch, losses.hidden, self.model)
+            (losses.total / count).backward()
+            num_canvases += batch.starts.shape[0]
+            num_tokens += batch.ids.numel() + batch.x0.numel()
+        return losses, self.optimizer.step(step), (num_canvases, num_tokens)
 
-    def _report(self, step: int, losses: dict[str, float], norm: float, canvases_per_s: float) -> StepReport:
-        report = StepReport(
+    def _look(self, step: int) -> None:
+        """Validate where it is due. Mutates the progress."""
+        config, progress = self.config, self._progress
+        if not self._validation or not config.validate_every or (step + 1) % config.validate_every:
+            return
+        progress.validation = self.validate()
+        total = progress.validation[0] + config.encoder_weight * progress.validation[1]
+        progress.num_worse = 0 if total < progress.best_loss else progress.num_worse + 1
+        progress.best_loss = min(progress.best_loss, total)
+        progress.is_stopped = 0 < config.patience <= progress.num_worse
+
+    @torch.no_grad()
+    def validate(self) -> tuple[float, float]:
+        """(canvas loss, causal loss) over the validation batches, by the averaged weights."""
+        with self.optimizer.averaged():
+            found = [batch_losses(self.model, batch, attend=self._attend) for batch in self._validation]
+        parts = ([float(losses.diffusion) for losses in found], [float(losses.encoder) for losses in found])
+        return sum(parts[0]) / len(found), sum(parts[1]) / len(found)
+
+    def _report(self, step: int, losses: Losses, norm: float, canvases_per_s: float, tokens_per_s: float) -> StepReport:
+        validation = self._progress.validation or (None, None)
+        return StepReport(
             step=step,
+            loss=float(losses.total.detach()),
+            diffusion=float(losses.diffusion),
+            encoder=float(losses.encoder),
+            canvas_accuracy=float(losses.canvas_accuracy),
             gradient_norm=norm,
             learning_rate=learning_rate(self.config.optimizer, step, self.config.num_steps),
             canvases_per_s=canvases_per_s,
-            elapsed_s=self._elapsed_s,
-            **losses,
+            tokens_per_s=tokens_per_s,
+            elapsed_s=self._progress.elapsed_s,
+            validation_diffusion=validation[0],
+            validation_encoder=validation[1],
         )
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(report)) + "\n")
-        return report
 
     def save(self) -> None:
         """Write the state a later run resumes from."""
-        state = {"optimizer": self.optimizer.state(), "next_step": self.next_step, "elapsed_s": self._elapsed_s}
+        state = {"optimizer": self.optimizer.state(), "progress": asdict(self._progress)}
         if isinstance(self._source, CarryingSource):
             state["source"] = self._source.state()
         save_state(self.folder, state)
@@ -148,21 +219,24 @@ class Trainer:
         return self.optimizer.average
 
 
-def _prepare(model: Transformer, compile_passes: bool) -> AttendBatch:
+def _prepare(model: Transformer, compile_passes: bool) -> AttentionFunctions:
     """Set the model up for training speed; returns the attention to use."""
     _keep_freed_memory()
     if model.config.num_experts <= _MAX_DENSE_EXPERTS:
         for layer in model.decoder.layers:
             layer.experts.dense = True  # type: ignore[union-attr]
     if not compile_passes:
-        return attend_batch
+        return PLAIN_ATTENTION
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = 64
     for layer in model.decoder.layers:
         layer.project = torch.compile(layer.project, dynamic=False)  # type: ignore[union-attr]
         layer.finish = torch.compile(layer.finish, dynamic=False)  # type: ignore[union-attr]
-    return torch.compile(attend_batch, dynamic=False)
+    return AttentionFunctions(
+        causal=torch.compile(PLAIN_ATTENTION.causal, dynamic=False),
+        canvases=torch.compile(PLAIN_ATTENTION.canvases, dynamic=False),
+    )
 
 
 def _keep_freed_memory() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from presswork.engine.loader import load
 from presswork.tasks.sudoku.encoding import read_puzzle
 from presswork.tasks.sudoku.generate import solve
 from presswork.testing import tiny_model
+from presswork.training.checkpoint import load_state
 from presswork.weights.save import save_model
 
 
@@ -178,3 +180,49 @@ def test_version_and_help(capsys):
     assert run(capsys, "--version")[1].startswith("presswork 0.")
     for verb in ("run", "chat", "show", "list", "pull", "bench", "doctor", "eval"):
         assert run(capsys, verb, "--help")[0] == 0
+
+
+RECIPE = str(Path(__file__).parents[1] / "training" / "recipe_for_tests.py")
+
+
+def test_train_makes_a_model_that_loads_and_goes_on_where_it_stopped(capsys, tmp_path):
+    folder = tmp_path / "run"
+    code, out, err = run(capsys, "train", RECIPE, "--out", str(folder), "--json")
+    assert code == 0 and "train.num_steps = 4" in err and "step 4 of 4: canvas " in err
+    assert json.loads(out)["last"]["step"] == 3
+    assert load(folder / "model").generate(prompt_token_ids=[3], max_tokens=3, ignore_eos=True).token_ids
+    code, _, err = run(capsys, "train", RECIPE, "--out", str(folder))
+    assert code == 0 and "going on at step 4" in err
+    code, _, err = run(capsys, "train", RECIPE, "--out", str(folder), "--set", "data.first=1")
+    assert code == 2 and "holds a run of another recipe: data.first was 0, is 1" in err
+
+
+def test_train_shows_a_batch_and_trains_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "train", RECIPE, "--dry-run")
+    assert code == 0 and not (tmp_path / "runs").exists()
+    assert out.startswith("8 rows of 12 tokens, 8 canvases of 8; the causal loss counts 88 tokens, 4 canvases")
+    assert "canvas at 4, sees 0 .. 3 and itself" in out and "sees   xxxx........" in out
+
+
+@pytest.mark.slow
+def test_train_ends_after_its_step_on_ctrl_c(tmp_path):
+    command = [
+        sys.executable, "-m", "presswork", "train", RECIPE, "--out", str(tmp_path), "--set", "train.num_steps=100000",
+        "--set", "train.checkpoint_every=100000", "--set", "train.validate_every=0",
+    ]  # fmt: skip
+    # A shell without job control starts its background children with the signal ignored; ours must hear it.
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("step 5 "):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130
+    assert "stopping after this step" in rest and "run the same command again to go on" in rest
+    state = load_state(tmp_path)
+    assert state is not None and state["progress"]["next_step"] >= 5

@@ -9,7 +9,7 @@ import torch
 
 from presswork.cache.contiguous import SequenceCache
 from presswork.testing import run_segment, tiny_config, tiny_model
-from presswork.training.attention import as_bias, attend_batch, canvas_visibility
+from presswork.training.attention import as_bias, attend_batch, attend_canvases, canvas_visibility
 from presswork.training.loss import decode, encode
 
 LENGTH, CANVAS = 14, 8
@@ -25,10 +25,12 @@ def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_drawn_mask() -> None:
-    visible = canvas_visibility(torch.tensor([0, 3]), 5, 2, None)[:, 0, 0]
-    assert visible.int().tolist() == [[0, 0, 0, 0, 0, 1, 1], [1, 1, 1, 0, 0, 1, 1]]
-    windowed = canvas_visibility(torch.tensor([1, 4]), 5, 2, 3)[:, 0, 0]
-    assert windowed.int().tolist() == [[1, 0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 0, 1, 1]]
+    visible = canvas_visibility(torch.tensor([0, 3]), 5, None)
+    assert visible.int().tolist() == [[0, 0, 0, 0, 0], [1, 1, 1, 0, 0]]
+    windowed = canvas_visibility(torch.tensor([1, 4]), 5, 3)
+    assert windowed.int().tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]
+    packed = canvas_visibility(torch.tensor([2, 4]), 5, None, torch.tensor([0, 2]))
+    assert packed.int().tolist() == [[1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]
 
 
 @pytest.mark.parametrize("start", [0, 1, 5, 6, 13, 14])
@@ -107,6 +109,51 @@ def test_attention_and_its_gradients_equal_float64(groups: int) -> None:
         results.append([out.detach(), *(leaf.grad for leaf in leaves)])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_canvas_attention_and_its_gradients_equal_float64(groups: int, repeats: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    kv_heads, shape = 4 // groups, (2 * repeats, 5)
+    q, k, v = (torch.randn(*shape, heads, 8, generator=generator) for heads in (4, kv_heads, kv_heads))
+    before = [torch.randn(2, 7, kv_heads, 8, generator=generator) for _ in range(2)]
+    visible = torch.rand(2, repeats, 7, generator=generator) < 0.6
+    visible[0, 0] = False  # a canvas may see nothing but itself
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.to(dtype).clone().requires_grad_() for x in (q, *before, k, v)]
+        if dtype is torch.float32:
+            out = attend_canvases(*leaves, as_bias(visible))
+        else:
+            spread = [x.repeat_interleave(groups, 2) for x in leaves[1:]]
+            keys, values = (
+                torch.cat([prefix.repeat_interleave(repeats, 0), own], 1)
+                for prefix, own in ((spread[0], spread[2]), (spread[1], spread[3]))
+            )
+            mask = torch.cat([visible.flatten(0, 1), torch.ones(2 * repeats, 5, dtype=torch.bool)], 1)[:, None, None]
+            scores = torch.einsum("bthd,bshd->bhts", leaves[0], keys).masked_fill(~mask, float("-inf"))
+            out = torch.einsum("bhts,bshd->bthd", scores.softmax(-1), values)
+        out.square().sum().backward()
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_documents_equal_documents_alone(model) -> None:
+    """Three documents in one row give what each gives in a row of its own, in both passes."""
+    lengths, ids = (5, 3, 6), tokens(1, LENGTH)
+    firsts = (0, 5, 8)
+    origins = torch.tensor([[0] * 5 + [5] * 3 + [8] * 6])
+    starts, canvases = torch.tensor([2, 7, 14]), tokens(3, CANVAS, seed=1)
+    hidden, kept = encode(model, ids, origins=origins)
+    examples = torch.zeros(3, dtype=torch.int64)
+    together = decode(model, canvases, examples, starts, kept, None, origins=torch.tensor(firsts))
+    for i, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
+        alone, own = encode(model, ids[:, first : first + length])
+        torch.testing.assert_close(hidden[first : first + length], alone, rtol=1e-5, atol=1e-6)
+        canvas = decode(model, canvases[i : i + 1], torch.tensor([0]), starts[i : i + 1] - first, own, None)
+        torch.testing.assert_close(together.unflatten(0, (3, CANVAS))[i], canvas, rtol=1e-5, atol=1e-6)
 
 
 def test_training_passes_equal_generation_passes() -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from presswork.models.transformer import Transformer
 from presswork.testing import tiny_model
-from presswork.training.loss import Batch, HeadCrossEntropy, batch_losses, decode, encode
+from presswork.training.loss import Batch, batch_losses, decode, encode
 
 CANVAS, VOCAB = 8, 64
 
@@ -119,33 +119,3 @@ def test_gradients_flow_into_the_encoders_keys_and_not_between_passes(model) -> 
     assert alone is not None
     for token in only_prompt:
         assert (grad[token] - alone[token]).abs().max() > 1e-7
-
-
-class TestHeadCrossEntropy:
-    @pytest.mark.parametrize("chunk_rows", [1, 3, 7, 100])
-    def test_equals_float64(self, chunk_rows: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        hidden, weight = (torch.randn(n, 16, generator=generator) / 2 for n in (7, 33))
-        targets = torch.tensor([0, 32, 5, 5, 17, 2, 9])
-        a, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        loss, right = HeadCrossEntropy.apply(a, w, targets, 3.0, chunk_rows)
-        (2 * loss).backward()
-        b, u = hidden.double().requires_grad_(), weight.double().requires_grad_()
-        logits = 3 * torch.tanh(b @ u.T / 3)
-        expected = F.cross_entropy(logits, targets)
-        (2 * expected).backward()
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-        assert int(right) == int((logits.argmax(-1) == targets).sum())
-        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(w.grad.double(), u.grad, rtol=1e-4, atol=1e-6)
-
-    def test_by_hand(self) -> None:
-        hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [0.0], [0.0], [0.0]])
-        loss, _ = HeadCrossEntropy.apply(hidden, weight, torch.tensor([2]), 30.0, 8)
-        assert float(loss) == pytest.approx(1.3862944)
-
-    def test_no_targets_are_a_loss_of_zero(self) -> None:
-        hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
-        loss, right = HeadCrossEntropy.apply(hidden, weight, torch.zeros(0, dtype=torch.int64), 30.0, 8)
-        loss.backward()
-        assert loss.item() == 0 and float(right) == 0 and float(weight.grad.abs().sum()) == 0

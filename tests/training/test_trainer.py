@@ -15,7 +15,7 @@ from presswork.testing import tiny_model
 from presswork.training import checkpoint
 from presswork.training.checkpoint import STATE_FILE, load_state
 from presswork.training.config import OptimizerConfig, TrainConfig
-from presswork.training.loss import Batch
+from presswork.training.loss import Batch, batch_losses
 from presswork.training.trainer import Trainer
 
 PROMPT, CANVAS, VOCAB = 4, 8, 64
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_its_batch(tmp_path) -> None:
     assert failed is not None and failed["step"] == 2
     assert torch.equal(failed["batch"]["xt"], counting(2).xt)
     state = load_state(tmp_path)
-    assert state is not None and state["next_step"] == 2
+    assert state is not None and state["progress"]["next_step"] == 2
 
 
 def test_metrics_are_a_line_a_report(tmp_path) -> None:
@@ -178,3 +178,69 @@ def test_what_a_source_carries_is_resumed_too(tmp_path) -> None:
     found = [r.loss for r in trainer(tmp_path / "parts", Carrying()).run(until=4)]
     found += [r.loss for r in trainer(tmp_path / "parts", Carrying()).run()]
     assert found == expected
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path) -> None:
+    def halves(number: int) -> Batch:
+        whole, part = counting(number // 2), slice(4 * (number % 2), 4 * (number % 2) + 4)
+        return replace(
+            whole, ids=whole.ids[part], targets=whole.targets[part], examples=torch.arange(4), x0=whole.x0[part],
+            starts=whole.starts[part], xt=whole.xt[part], self_conditioned=torch.arange(2),
+        )  # fmt: skip
+
+    def large(step: int) -> Batch:
+        return replace(counting(step), self_conditioned=torch.tensor([0, 1, 4, 5]))
+
+    expected, found = trainer(tmp_path / "large", large), trainer(tmp_path / "halves", halves, accumulate=2)
+    list(expected.run())
+    list(found.run())
+    for name, value in weights(expected).items():
+        torch.testing.assert_close(weights(found)[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_validation_is_by_the_averaged_weights_and_leaves_no_trace(tmp_path) -> None:
+    plain = trainer(tmp_path / "plain")
+    list(plain.run())
+    held = [counting(1000), counting(1001)]
+    looked = Trainer(tiny_model(), counting, config(validate_every=2), tmp_path / "looked", held)
+    reports = list(looked.run())
+    assert all(torch.equal(value, weights(looked)[name]) for name, value in weights(plain).items())
+    assert [r.validation_diffusion is None for r in reports] == [True, False, False, False, False, False]
+    with looked.optimizer.averaged():
+        losses = [batch_losses(looked.model, batch) for batch in held]
+    assert reports[-1].validation_diffusion == pytest.approx(sum(float(x.diffusion) for x in losses) / 2, rel=1e-6)
+    assert looked.validate()[1] == pytest.approx(sum(float(x.encoder) for x in losses) / 2, rel=1e-6)
+
+
+def test_a_loss_that_stops_falling_stops_the_run_also_when_resumed(tmp_path, monkeypatch) -> None:
+    falling = iter([(3.0, 0.0), (2.0, 0.0), (2.5, 0.0), (2.1, 0.0), (1.0, 0.0)])
+    monkeypatch.setattr(Trainer, "validate", lambda self: next(falling))
+
+    def start() -> Trainer:
+        return Trainer(tiny_model(), counting, config(20, validate_every=2, patience=2), tmp_path, [counting(0)])
+
+    first = start()
+    assert len(list(first.run(until=6))) == 6 and not first.is_done
+    second = start()
+    assert [report.step for report in second.run()] == [6, 7] and second.is_done and second.next_step == 8
+    assert start().is_done and list(start().run()) == []
+
+
+def test_a_run_that_is_asked_to_stop_ends_after_its_step_and_goes_on_later(tmp_path) -> None:
+    whole = trainer(tmp_path / "whole")
+    list(whole.run())
+    stopped = trainer(tmp_path / "parts", checkpoint_every=100)
+    for report in stopped.run():
+        if report.step == 2:
+            stopped.ask_to_stop()
+    assert stopped.next_step == 3 and not stopped.is_done
+    again = trainer(tmp_path / "parts", checkpoint_every=100)
+    assert again.next_step == 3
+    list(again.run())
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
+
+
+def test_figures_that_cannot_be_written_stop_the_run(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(TrainingError, match=r"cannot write .*metrics.jsonl"):
+        list(trainer(tmp_path).run())

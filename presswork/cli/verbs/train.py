@@ -1,0 +1,166 @@
+"""`presswork train`."""
+
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from presswork.cli.output import format_count, note, print_json, shown
+
+if TYPE_CHECKING:
+    from presswork.text.tokenizer import Tokenizer
+    from presswork.training.recipe import Recipe
+    from presswork.training.trainer import StepReport, Trainer
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A Python file that defines recipe().", metavar="RECIPE")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; runs/ and the recipe's name by default.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Set a field of the recipe. May be given several times."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the recipe and a batch, and train nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the last report as one JSON object.")] = False,
+) -> None:
+    """Train a model by a recipe. Started again with the same folder, a run goes on where it stopped.
+
+    The folder holds the recipe as it was run, the state, metrics.jsonl, TensorBoard's file where tensorboard is
+    installed, and at the end the model, which every verb takes by its path.
+
+    \b
+    Examples:
+      presswork train recipes/molecules.py
+      presswork train recipes/molecules.py --out runs/quick --set train.num_steps=200 --set data.free_share=0.5
+      presswork train recipes/molecules.py --dry-run
+    """
+    from presswork.training.recipe import load_recipe, override
+    from presswork.training.run import export, open_run
+
+    wanted: Recipe = override(load_recipe(recipe), settings or [])
+    folder = out or Path("runs") / recipe.stem
+    _show_recipe(wanted)
+    if dry_run:
+        _show_batch(wanted)
+        return
+    trainer = open_run(wanted, folder)
+    num_parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    at = f", going on at step {trainer.next_step}" if trainer.next_step else ""
+    note(f"training {format_count(num_parameters)} parameters in {folder}{at}")
+    last = _run(trainer)
+    if not trainer.is_done:
+        note(f"stopped after step {trainer.next_step}; run the same command again to go on")
+        raise typer.Exit(130)
+    target = export(trainer, wanted)
+    note(f"wrote {target}; try: presswork run --model {target}")
+    if as_json:
+        from dataclasses import asdict
+
+        print_json({"folder": str(folder), "model": str(target), "last": None if last is None else asdict(last)})
+
+
+def _run(trainer: "Trainer") -> "StepReport | None":
+    """Train with a bar where standard error is a terminal, else a line a report; returns the last report."""
+    last: StepReport | None = None
+    with _stops_cleanly(trainer), _bar(trainer) as show:
+        for last in trainer.run():
+            show(last)
+    return last
+
+
+@contextmanager
+def _stops_cleanly(trainer: "Trainer") -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run after its step, with the state written; a second Ctrl-C ends it at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        note("stopping after this step; press Ctrl-C again to stop at once")
+        trainer.ask_to_stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {kind: signal.signal(kind, ask) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+@contextmanager
+def _bar(trainer: "Trainer") -> Iterator[Any]:
+    total = trainer.config.num_steps
+    if not sys.stderr.isatty():
+        yield lambda report: note(f"step {report.step + 1} of {total}: {_figures(report)}")
+        return
+    from rich import progress as parts
+    from rich.console import Console
+
+    columns = (
+        parts.BarColumn(), parts.MofNCompleteColumn(), parts.TimeElapsedColumn(), parts.TimeRemainingColumn(),
+        parts.TextColumn("{task.description}"),
+    )  # fmt: skip
+    with parts.Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("the first steps take longest", total=total, completed=trainer.next_step)
+        yield lambda report: bar.update(task, completed=report.step + 1, description=_figures(report))
+
+
+def _figures(report: "StepReport") -> str:
+    parts = [
+        f"canvas {report.diffusion:.3f}", f"causal {report.encoder:.3f}", f"right {report.canvas_accuracy:.1%}",
+        f"{report.tokens_per_s:.0f} tokens/s",
+    ]  # fmt: skip
+    if report.validation_diffusion is not None:
+        parts.append(f"validation {report.validation_diffusion:.3f} and {report.validation_encoder:.3f}")
+    return "  ".join(parts)
+
+
+def _show_recipe(recipe: "Recipe") -> None:
+    from presswork.training.recipe import describe
+
+    for line in _flat(describe(recipe)):
+        note(line)
+
+
+def _flat(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _flat(item, f"{path}.{name}" if path else name)
+    else:
+        yield f"  {path} = {value}"
+
+
+def _show_batch(recipe: "Recipe") -> None:
+    """One batch, decoded where the recipe brings a tokenizer."""
+    from presswork.training.preview import preview
+
+    batch = recipe.data.open(recipe.start.build())(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = _tokenizer(recipe, Path(scratch))
+
+        def decode(ids: list[int]) -> str:
+            return " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False)
+
+        for line in preview(batch, decode):
+            typer.echo(shown(line))
+
+
+def _tokenizer(recipe: "Recipe", scratch: Path) -> "Tokenizer | None":
+    from presswork.text.tokenizer import Tokenizer
+    from presswork.training.recipe import FromCheckpoint
+    from presswork.weights.hub import resolve
+
+    if recipe.write_text_files is not None:
+        recipe.write_text_files(scratch)
+        return Tokenizer.from_folder(scratch)
+    if isinstance(recipe.start, FromCheckpoint) and (resolve(recipe.start.model) / "tokenizer.json").is_file():
+        return Tokenizer.from_folder(resolve(recipe.start.model))
+    return None

@@ -1,0 +1,90 @@
+"""Cross-entropy through the vocabulary head, for training, without a float32 matrix over the vocabulary.
+
+N rows, D width, V vocabulary. Products are formed some rows at a time in the weight dtype; loss and gradient of a row
+are taken in float32, and the gradient takes the products' place.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
+
+from presswork.ops.choice import Impl, takes_fast
+from presswork.ops.head_loss import fast, reference
+
+__all__ = ["head_cross_entropy", "logit_gradients"]
+
+_CHUNK_ELEMENTS = 1 << 24
+
+
+def logit_gradients(
+    products: Float[Tensor, "n V"],
+    targets: Int[Tensor, "n"],
+    softcap: float | None,
+    scale: float,
+    impl: Impl = "auto",
+) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
+    """(-log p(target) in float32, 1 where the target is most likely) of each row, p = softmax(softcap(products)).
+
+    Mutates: products, which become `scale` times the gradient of a row's loss by them.
+
+    Args:
+        softcap: bound c of c tanh(x / c); None for none.
+        scale: weight of a row's loss.
+        impl: "auto" takes the compiled CPU twin where it can, see presswork.ops.choice.
+
+    Raises:
+        ConfigError: an unknown impl, or "fast" for tensors it cannot take.
+    """
+    chosen = fast if products.is_contiguous() and takes_fast(impl, products) else reference
+    return chosen.logit_gradients(products, targets, softcap, scale)
+
+
+def head_cross_entropy(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, "N"],
+    softcap: float | None,
+    *,
+    chunk_elements: int = _CHUNK_ELEMENTS,
+    impl: Impl = "auto",
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """(mean of -log p(target) over the rows, how many rows have their target as arg-max); differentiable once.
+
+    The gradient is formed in the forward pass, while a chunk's products are there. No rows give a loss of zero.
+
+    Args:
+        chunk_elements: products that exist at a time.
+    """
+    return _HeadCrossEntropy.apply(hidden, weight, targets, softcap, chunk_elements, impl)  # type: ignore[return-value]
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, chunk: int, impl: Impl
+    ) -> tuple[Tensor, Tensor]:
+        num, rows = max(1, targets.shape[0]), max(1, chunk // weight.shape[0])
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        right = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for start in range(0, targets.shape[0], rows):
+            part = slice(start, start + rows)
+            products = F.linear(hidden[part], weight)
+            losses, is_right = logit_gradients(products, targets[part], softcap, 1 / num, impl)
+            loss, right = loss + losses.sum(), right + is_right.sum()
+            grad_hidden[part] = products @ weight
+            grad_weight += products.T @ hidden[part]
+        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(right)  # type: ignore[attr-defined]
+        return loss / num, right
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        scale = grads[0]
+        return (
+            grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale.to(grad_weight.dtype), None, None, None, None
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Molecules as SMILES: characters, MOSES' sets, evaluation by RDKit."""

@@ -1,0 +1,101 @@
+"""What share of generated SMILES are molecules, different ones, and new ones; as MOSES counts."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from presswork.engine.engine import Engine
+from presswork.engine.params import Mode
+from presswork.errors import ConfigError
+from presswork.tasks.molecules.smiles import BOS_ID
+
+_BATCH = 64
+_MAX_TOKENS = 64
+
+
+def canonical(smiles: str) -> str | None:
+    """RDKit's canonical SMILES, or None where RDKit reads no molecule, or an empty one.
+
+    Raises:
+        ConfigError: rdkit is not installed.
+    """
+    try:
+        from rdkit import Chem, RDLogger
+    except ImportError as error:
+        raise ConfigError("judging molecules needs rdkit; pip install 'presswork[molecules]'") from error
+    RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
+    molecule = Chem.MolFromSmiles(smiles)
+    return None if molecule is None or not smiles else Chem.MolToSmiles(molecule)
+
+
+def score(generated: Sequence[str], known: Sequence[str] = ()) -> dict[str, float]:
+    """MOSES' basic metrics.
+
+    Args:
+        generated: SMILES, valid or not.
+        known: canonical SMILES of the training set; without any, novelty is left out.
+
+    Returns:
+        valid: share of generated that are molecules; unique@1k and unique@10k: share of different ones among the first
+        1,000 and 10,000 valid ones; novelty: share of the different valid ones that are not known.
+    Source: Polykovskiy et al. 2020 (arXiv:1811.12823), section 3.
+    """
+    found = [canonical(smiles) for smiles in generated]
+    valid = [smiles for smiles in found if smiles is not None]
+    scores = {"valid": len(valid) / max(1, len(generated))}
+    for name, count in (("unique@1k", 1000), ("unique@10k", 10_000)):
+        scores[name] = len(set(valid[:count])) / max(1, len(valid[:count]))
+    if known:
+        different = set(valid)
+        scores["novelty"] = len(different - set(known)) / max(1, len(different))
+    return scores
+
+
+def evaluate(
+    engine: Engine,
+    num: int,
+    seed: int,
+    *,
+    mode: Mode = "diffusion",
+    known: Sequence[str] = (),
+    on_progress: Callable[[int], None] | None = None,
+    **params: Any,
+) -> dict[str, Any]:
+    """Generate molecules from nothing and judge them.
+
+    Args:
+        num: how many.
+        seed: the first request's; the others count on from it.
+        mode: by denoising, or one token at a time with temperature 1.
+        known: as in `score`.
+        on_progress: called with the number done.
+        params: of the requests, fields of SamplingParams.
+    Returns: num, seed, mode, the keys of `score`, mean_steps (denoise steps a molecule; for ar, tokens), tokens_per_s,
+        wall_s and five samples.
+    """
+    if mode == "ar":
+        params = {"temperature": 1.0, **params}
+    texts: list[str] = []
+    num_steps = num_tokens = 0
+    started = time.perf_counter()
+    for start in range(0, num, _BATCH):
+        seeds = range(seed + start, seed + min(num, start + _BATCH))
+        replies = engine.generate(
+            prompt_token_ids=[[BOS_ID]] * len(seeds), mode=mode, max_tokens=_MAX_TOKENS, seed=list(seeds), **params
+        )
+        texts += [reply.text for reply in replies]
+        num_tokens += sum(len(reply.token_ids) for reply in replies)
+        num_steps += sum(reply.stats.num_denoise_steps for reply in replies)
+        if on_progress is not None:
+            on_progress(len(texts))
+    wall_s = time.perf_counter() - started
+    return {
+        "num": num,
+        "seed": seed,
+        "mode": mode,
+        **score(texts, known),
+        "mean_steps": (num_steps if mode == "diffusion" else num_tokens) / num,
+        "tokens_per_s": num_tokens / wall_s,
+        "wall_s": wall_s,
+        "samples": texts[:5],
+    }

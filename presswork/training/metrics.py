@@ -1,0 +1,59 @@
+"""A run's figures: one JSON line a report, and TensorBoard's event file where tensorboard is installed."""
+
+import json
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from presswork.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends reports to a run's folder; a context manager, which closes the files."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / METRICS_FILE
+        self._board: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            logger.info("no TensorBoard file: tensorboard is not installed; pip install 'presswork[train]'")
+        else:
+            self._board = SummaryWriter(str(folder / "tensorboard"))
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, step: int, figures: dict[str, float | None]) -> None:
+        """One line, and one point of every curve; figures that are None have none."""
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(figures) + "\n")
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {self._path}: {error}; run again to go on from the last state"
+            ) from error
+        if self._board is not None:
+            for name, value in figures.items():
+                if value is not None and name != "step":
+                    self._board.add_scalar(name, value, step)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float | None]]:
+    """The reports of a run, oldest first; of a step that was done twice, after a crash, the later."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [line for _, line in sorted({int(line["step"]): line for line in lines}.items())]

@@ -1,0 +1,206 @@
+"""A recipe: everything a training run is made of, in one printable, overridable value.
+
+A recipe file is Python and defines `recipe()`, which returns a Recipe. Its fields are plain frozen dataclasses, so any
+of them can be set from outside by its path: `train.optimizer.peak_rate=1e-3`.
+"""
+
+import importlib.util
+import json
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
+
+import torch
+
+from presswork.config import ModelConfig
+from presswork.errors import ConfigError
+from presswork.models.transformer import Transformer
+from presswork.training.config import TrainConfig
+from presswork.training.loss import Batch
+from presswork.training.trainer import BatchSource
+from presswork.weights.hub import resolve
+from presswork.weights.initialise import random_model
+from presswork.weights.load import load_model
+
+
+class BatchPlan(Protocol):
+    """A recipe's data: a frozen dataclass that opens as batches."""
+
+    def open(self, model: Transformer) -> BatchSource:
+        """The batches of a run that trains this model. Raises DataError where there is nothing to train on."""
+        ...
+
+
+@runtime_checkable
+class ValidatedPlan(Protocol):
+    """Data that also holds batches to validate on."""
+
+    def validate_on(self, model: Transformer) -> Sequence[Batch]: ...
+
+
+class Start(Protocol):
+    """Where a run's weights come from: a frozen dataclass."""
+
+    def build(self) -> Transformer: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromScratch:
+    """Fresh weights.
+
+    Args:
+        model: the architecture.
+        seed: of the weights.
+        initialise: sets weights after the usual start, where a task knows better.
+    """
+
+    model: ModelConfig
+    seed: int = 0
+    initialise: Callable[[Transformer, int], None] | None = None
+
+    def build(self) -> Transformer:
+        """A float32 model."""
+        model = random_model(self.model, dtype=torch.float32, seed=self.seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("q_norm"):
+                    # Attention has no 1/sqrt(h): without this the first softmax is nearly one-hot.
+                    parameter.fill_(parameter.numel() ** -0.5)
+        if self.initialise is not None:
+            self.initialise(model, self.seed)
+        return model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromCheckpoint:
+    """Weights of a model that exists.
+
+    Args:
+        model: an embedded model's name, a folder, or a Hub id.
+    """
+
+    model: str
+
+    def build(self) -> Transformer:
+        """The model in its checkpoint's dtype."""
+        return load_model(resolve(self.model))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One training run.
+
+    Args:
+        start: where the weights come from.
+        data: what is trained on.
+        train: how.
+        generation: sampling defaults the finished model is saved with.
+        write_text_files: writes the tokenizer and the template into the finished model's folder; None copies those of
+            the checkpoint the run started from.
+    """
+
+    start: Start
+    data: BatchPlan
+    train: TrainConfig
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    write_text_files: Callable[[Path], None] | None = None
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """The recipe in a Python file.
+
+    Raises:
+        ConfigError: no such file, no `recipe()` in it, or it does not return a Recipe.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"no recipe at {file}; give a Python file that defines recipe(), such as recipes/sudoku.py")
+    spec = importlib.util.spec_from_file_location(f"recipe_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file} is not a Python file; a recipe ends in .py and defines recipe()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    make = getattr(module, "recipe", None)
+    if not callable(make):
+        raise ConfigError(
+            f"{file} defines no recipe(); a recipe file has a function of that name that returns a Recipe"
+        )
+    made = make()
+    if not isinstance(made, Recipe):
+        raise ConfigError(
+            f"recipe() of {file} must return a presswork.training.recipe.Recipe, got {type(made).__name__}"
+        )
+    return made
+
+
+def override(value: Any, settings: Sequence[str]) -> Any:
+    """The dataclass with fields set by `path=text`; the text is read as the field's type.
+
+    Raises:
+        ConfigError: no such field, a text that is no such value, or a value the field refuses.
+    """
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"cannot read {setting!r}; set a field as path=value, such as train.num_steps=100")
+        value = _set(value, path.strip().split("."), text.strip(), path.strip())
+    return value
+
+
+def _set(value: Any, names: list[str], text: str, path: str) -> Any:
+    known = [f.name for f in fields(value)] if is_dataclass(value) else []
+    if names[0] not in known or isinstance(value, type):
+        where = ".".join(path.split(".")[: -len(names)]) or "the recipe"
+        raise ConfigError(f"{path}: {where} has no field {names[0]!r}; it has {', '.join(known) or 'none'}")
+    current = getattr(value, names[0])
+    if len(names) > 1:
+        return replace(value, **{names[0]: _set(current, names[1:], text, path)})
+    hint = get_type_hints(type(value))[names[0]]
+    return replace(value, **{names[0]: _parse(hint, text, path)})
+
+
+def _parse(hint: Any, text: str, path: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if type(None) in arguments and text.lower() == "none":
+            return None
+        return _parse(next(kind for kind in arguments if kind is not type(None)), text, path)
+    if origin is Literal and text in arguments:
+        return text
+    if origin is tuple:
+        parts = [part for part in text.split(",") if part]
+        kinds = [arguments[0]] * len(parts) if arguments[1:] == (...,) else list(arguments)
+        if len(kinds) == len(parts):
+            return tuple(_parse(kind, part, path) for kind, part in zip(kinds, parts, strict=True))
+    if hint is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if hint in (int, float, str, Path):
+        try:
+            return hint(text)
+        except ValueError:
+            pass
+    expected = " or ".join(map(str, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{path}: {text!r} cannot be read as {expected}")
+
+
+def describe(value: Any) -> Any:
+    """A recipe, or part of one, as plain values for JSON; functions by their names."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [describe(item) for item in value]
+    if callable(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def as_json(recipe: Recipe) -> str:
+    """A recipe as indented JSON, as it is printed and saved with its run."""
+    return json.dumps(describe(recipe), indent=2)

@@ -1,0 +1,95 @@
+"""A recipe in a folder: opened, resumed, exported."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from presswork.errors import ConfigError, DataError
+from presswork.models.transformer import Transformer
+from presswork.text.tokenizer import TOKENIZER_FILES
+from presswork.training.recipe import FromCheckpoint, Recipe, ValidatedPlan, as_json, describe
+from presswork.training.trainer import Trainer
+from presswork.weights.config_files import write_generation_config
+from presswork.weights.hub import resolve
+from presswork.weights.save import save_model
+
+RECIPE_FILE = "recipe.json"
+MODEL_FOLDER = "model"
+
+logger = logging.getLogger(__name__)
+
+
+def open_run(recipe: Recipe, folder: Path) -> Trainer:
+    """The trainer of a recipe in a folder, at the step the folder is at; the recipe is written beside its state.
+
+    Raises:
+        ConfigError: the folder holds a run of another recipe.
+        DataError: there is nothing to train on.
+    """
+    _remember(recipe, folder)
+    model = recipe.start.build()
+    validation = recipe.data.validate_on(model) if isinstance(recipe.data, ValidatedPlan) else ()
+    return Trainer(model, recipe.data.open(model), recipe.train, folder, validation)
+
+
+def _remember(recipe: Recipe, folder: Path) -> None:
+    file = folder / RECIPE_FILE
+    if file.exists():
+        before, now = json.loads(file.read_text(encoding="utf-8")), describe(recipe)
+        changes = _differences(before, now)
+        if changes:
+            raise ConfigError(
+                f"{folder} holds a run of another recipe: {'; '.join(changes[:3])}; go on with that one, or train in "
+                "another folder"
+            )
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(as_json(recipe) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write {file}: {error}") from error
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = [*before, *(name for name in now if name not in before)]
+        parts = [_differences(before.get(name), now.get(name), f"{path}.{name}" if path else name) for name in names]
+        return [difference for part in parts for difference in part]
+    return [] if before == now else [f"{path} was {before}, is {now}"]
+
+
+def averaged_model(trainer: Trainer) -> Transformer:
+    """A copy of the model with the averaged weights, in bfloat16, for generation."""
+    # The trainer's own may be compiled, so its tensors are taken and not the module.
+    with torch.no_grad():
+        model = Transformer(trainer.model.config).requires_grad_(False).eval().to(torch.bfloat16)
+        state, average = model.state_dict(), trainer.averaged_weights()
+        for name, tensor in trainer.model.state_dict().items():
+            state[name].copy_(average.get(name, tensor))
+    return model
+
+
+def export(trainer: Trainer, recipe: Recipe, folder: Path | None = None) -> Path:
+    """Write the averaged weights with tokenizer, template and generation defaults; returns the folder.
+
+    Args:
+        folder: where; None is `model` in the run's folder.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    target = folder or trainer.folder / MODEL_FOLDER
+    save_model(averaged_model(trainer), target)
+    write_generation_config(target, dict(recipe.generation))
+    if recipe.write_text_files is not None:
+        recipe.write_text_files(target)
+    elif isinstance(recipe.start, FromCheckpoint):
+        source = resolve(recipe.start.model)
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)
+    return target

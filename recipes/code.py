@@ -1,0 +1,53 @@
+"""The embedded `code` model, from nothing on a CPU: Python functions and plain technical English.
+
+python recipes/code_corpus.py --out data/code
+presswork train recipes/code.py --out runs/code
+"""
+
+from pathlib import Path
+
+from presswork.config import ModelConfig, RopeConfig, periodic_layers
+from presswork.training.config import OptimizerConfig, TrainConfig
+from presswork.training.packing import PackConfig, PackedPlan
+from presswork.training.recipe import FromScratch, Recipe
+
+DATA = Path("data/code")
+
+
+def model_config() -> ModelConfig:
+    """7.2M parameters: 6 layers of width 256, vocabulary 8,192."""
+    return ModelConfig(
+        vocab_size=8192, hidden_size=256, intermediate_size=512, num_attention_heads=4,
+        layers=periodic_layers(6, period=3, sliding=(64, 2), full=(64, 2)), num_experts=4, top_k_experts=2,
+        moe_intermediate_size=64, sliding_window=256, canvas_length=64, sliding_rope=RopeConfig(theta=1e4),
+        full_rope=RopeConfig(theta=1e5, proportional=True, rotary_fraction=0.5), max_position_embeddings=4096,
+    )  # fmt: skip
+
+
+def recipe() -> Recipe:
+    """About one pass over the corpus."""
+    return Recipe(
+        start=FromScratch(model=model_config()),
+        data=PackedPlan(
+            train=DATA / "train.npz",
+            validation=DATA / "validation.npz",
+            pack=PackConfig(num_rows=16, row_length=384, canvases_per_row=6, span_share=0.3),
+        ),
+        train=TrainConfig(
+            num_steps=12000,
+            optimizer=OptimizerConfig(peak_rate=2e-3, algorithm="muon", warmup_steps=200, final_share=0.02),
+            ema_decay=0.999,
+            compile=True,
+            validate_every=500,
+        ),
+        generation={
+            "eos_token_id": [1],
+            "pad_token_id": 0,
+            "max_denoising_steps": 48,
+            "entropy_bound": 0.1,
+            "t_min": 0.4,
+            "t_max": 0.8,
+            "stability_threshold": 1,
+            "confidence_threshold": 0.005,
+        },
+    )

@@ -1,0 +1,79 @@
+"""Cross-entropy through the vocabulary head: by hand, against float64, and the compiled twin against the reference."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from presswork.ops.head_loss import head_cross_entropy, logit_gradients
+from tests.ops.closeness import DTYPES, random
+
+IMPLS = ["reference", "fast"]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("softcap", [3.0, None])
+@pytest.mark.parametrize("chunk_elements", [1, 100, 10_000])
+def test_loss_and_gradients_equal_float64(chunk_elements: int, softcap: float | None, impl) -> None:
+    hidden, weight = random(7, 16) / 2, random(33, 16, seed=1) / 2
+    targets = torch.tensor([0, 32, 5, 5, 17, 2, 9])
+    a, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    loss, right = head_cross_entropy(a, w, targets, softcap, chunk_elements=chunk_elements, impl=impl)
+    (2 * loss).backward()
+    b, u = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    logits = b @ u.T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    expected = F.cross_entropy(logits, targets)
+    (2 * expected).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert int(right) == int((logits.argmax(-1) == targets).sum())
+    assert a.grad is not None and b.grad is not None and w.grad is not None and u.grad is not None
+    torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(w.grad.double(), u.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 1), (3, 7), (40, 832), (9, 8192), (0, 5)])
+@pytest.mark.parametrize("softcap", [30.0, None])
+def test_the_compiled_twin_equals_the_reference(rows: int, vocab: int, softcap: float | None, dtype) -> None:
+    products = (12 * random(rows, vocab)).to(dtype)
+    targets = torch.randint(0, vocab, (rows,), generator=torch.Generator().manual_seed(2))
+    found, expected = products.clone(), products.clone()
+    losses, right = logit_gradients(found, targets, softcap, 0.25, impl="fast")
+    true_losses, true_right = logit_gradients(expected, targets, softcap, 0.25, impl="reference")
+    torch.testing.assert_close(losses, true_losses, rtol=1e-5, atol=2e-5)
+    assert torch.equal(right, true_right)
+    torch.testing.assert_close(found, expected, rtol=1e-2 if dtype is torch.bfloat16 else 1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_by_hand(impl) -> None:
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [0.0], [0.0], [0.0]])
+    loss, _ = head_cross_entropy(hidden, weight, torch.tensor([2]), 30.0, impl=impl)
+    assert float(loss) == pytest.approx(1.3862944)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_nan_stays_in_its_row(impl) -> None:
+    products = random(4, 9)
+    products[2, 5] = float("nan")
+    losses, _ = logit_gradients(products, torch.tensor([0, 1, 2, 3]), 30.0, 1.0, impl)
+    assert losses.isnan().tolist() == [False, False, True, False]
+    assert products.isnan().any(1).tolist() == [False, False, True, False]
+
+
+def test_threads_do_not_change_a_bit(several_threads) -> None:
+    results = []
+    for threads in (1, 3):
+        products = random(300, 4096, dtype=torch.bfloat16)
+        with several_threads(threads):
+            losses, _ = logit_gradients(products, torch.arange(300), 30.0, 0.5, "fast")
+        results.append((losses, products))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_no_targets_are_a_loss_of_zero() -> None:
+    hidden, weight = torch.zeros(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    loss, right = head_cross_entropy(hidden, weight, torch.zeros(0, dtype=torch.int64), 30.0)
+    loss.backward()
+    assert weight.grad is not None
+    assert loss.item() == 0 and float(right) == 0 and float(weight.grad.abs().sum()) == 0

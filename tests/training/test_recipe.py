@@ -1,0 +1,128 @@
+"""Recipes: read from files, overridden by path, printed, kept with their runs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from presswork.errors import ConfigError
+from presswork.training.metrics import read_metrics
+from presswork.training.recipe import FromCheckpoint, as_json, describe, load_recipe, override
+from presswork.training.run import averaged_model, export, open_run
+from presswork.weights.load import load_model
+
+FILE = Path(__file__).with_name("recipe_for_tests.py")
+
+
+def test_fields_are_set_by_their_path_and_read_as_their_type() -> None:
+    found = override(
+        load_recipe(FILE),
+        ["train.num_steps=7", "train.optimizer.peak_rate=1e-2", "train.compile=true", "train.optimizer.algorithm=muon",
+         "train.optimizer.betas=0.8,0.9", "data.first=3", "start.seed = 5"],
+    )  # fmt: skip
+    assert (found.train.num_steps, found.train.compile, found.data.first, found.start.seed) == (7, True, 3, 5)
+    assert found.train.optimizer.peak_rate == 0.01 and found.train.optimizer.betas == (0.8, 0.9)
+    assert found.train.optimizer.algorithm == "muon" and found.train.log_every == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.num_step=7", "train.num_step: train has no field 'num_step'; it has num_steps,"),
+        ("nothing=7", "nothing: the recipe has no field 'nothing'; it has start, data, train"),
+        ("train.num_steps", "cannot read 'train.num_steps'; set a field as path=value"),
+        ("train.num_steps=many", "train.num_steps: 'many' cannot be read as int"),
+        ("train.compile=yes", "train.compile: 'yes' cannot be read as bool"),
+        ("train.optimizer.algorithm=sgd", "'sgd' cannot be read as adamw or muon"),
+        ("train.optimizer.betas=0.9", "'0.9' cannot be read as"),
+        ("train.num_steps.x=1", "train.num_steps has no field 'x'; it has none"),
+        ("train.num_steps=0", "num_steps must be positive, got 0"),
+    ],
+)
+def test_what_cannot_be_set_is_one_clear_line(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        override(load_recipe(FILE), [setting])
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no recipe at .*; give a Python file that defines"),
+        ("x = 1", "defines no recipe"),
+        ("def recipe(): return 3", "must return a presswork.training.recipe.Recipe, got int"),
+        ("def recipe(:", "cannot be read: "),
+        ("import no_such_module_at_all", "cannot be read: No module named"),
+    ],
+)
+def test_files_that_are_no_recipes(tmp_path: Path, content: str | None, message: str) -> None:
+    file = tmp_path / "r.py"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(file)
+
+
+def test_a_recipe_is_printed_in_full() -> None:
+    shown = json.loads(as_json(load_recipe(FILE)))
+    assert shown["train"]["optimizer"]["peak_rate"] == 0.003 and shown["start"]["model"]["layers"][0]["head_dim"] > 0
+    assert shown["write_text_files"].endswith("recipe_for_tests.write_text_files")
+
+
+def test_a_run_keeps_its_recipe_and_refuses_another(tmp_path: Path) -> None:
+    recipe = load_recipe(FILE)
+    list(open_run(recipe, tmp_path).run(until=2))
+    assert json.loads((tmp_path / "recipe.json").read_text()) == describe(recipe)
+    assert open_run(recipe, tmp_path).next_step == 2
+    with pytest.raises(ConfigError, match=r"holds a run of another recipe: train.num_steps was 4, is 9; go on with"):
+        open_run(override(recipe, ["train.num_steps=9"]), tmp_path)
+
+
+def test_the_exported_model_has_the_averaged_weights(tmp_path: Path) -> None:
+    recipe = load_recipe(FILE)
+    trainer = open_run(recipe, tmp_path)
+    list(trainer.run())
+    assert trainer.is_done
+    folder = export(trainer, recipe)
+    assert {"tokenizer.json", "config.json", "generation_config.json"} <= {file.name for file in folder.iterdir()}
+    found = load_model(folder).state_dict()
+    for name, tensor in averaged_model(trainer).state_dict().items():
+        assert torch.equal(found[name], tensor), name
+    average = trainer.averaged_weights()["decoder.embedding"]
+    assert torch.equal(found["decoder.embedding"], average.bfloat16())
+
+
+def test_a_run_can_start_from_what_another_made(tmp_path: Path) -> None:
+    recipe = load_recipe(FILE)
+    first = open_run(recipe, tmp_path / "first")
+    list(first.run())
+    folder = export(first, recipe)
+    second = replace(recipe, start=FromCheckpoint(model=str(folder)), write_text_files=None)
+    trainer = open_run(second, tmp_path / "second")
+    for name, tensor in averaged_model(first).state_dict().items():
+        assert torch.equal(trainer.model.state_dict()[name], tensor.float()), name
+    list(trainer.run())
+    assert (export(trainer, second) / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_figures_of_a_run_are_read_back_once_a_step(tmp_path: Path) -> None:
+    reports = list(open_run(load_recipe(FILE), tmp_path).run())
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "loss": 0.5}) + "\n")
+    figures = read_metrics(tmp_path)
+    assert [line["step"] for line in figures] == [0, 1, 2, 3] and figures[3] == {"step": 3, "loss": 0.5}
+    assert figures[1]["loss"] == reports[1].loss and read_metrics(tmp_path / "nowhere") == []
+
+
+def test_tensorboard_reads_the_same_curves(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is an extra")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reports = list(open_run(load_recipe(FILE), tmp_path).run())
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    curve = events.Scalars("diffusion")
+    assert [event.step for event in curve] == [0, 1, 2, 3]
+    assert [event.value for event in curve] == pytest.approx([report.diffusion for report in reports])
+    assert len(events.Scalars("validation_diffusion")) == 3
