@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from presswork.models.transformer import PassRows, Transformer
-from presswork.ops.head_loss import head_cross_entropy
-from presswork.ops.vocab_head import read_vocab
+from presswork.ops.head_loss import expected_embedding, head_cross_entropy
 from presswork.training.attention import PLAIN_ATTENTION, AttentionFunctions, CanvasAttention, EncoderAttention
 
 IGNORED_TARGET = -100
@@ -116,30 +115,25 @@ def decode(
     return model(model.embed_canvas(canvas.flatten(), belief), rows, attention)
 
 
-@torch.no_grad()
 def _belief(
     model: Transformer, batch: Batch, kept: list[tuple[Tensor, Tensor]], attend: AttentionFunctions
 ) -> Float[Tensor, "N D"] | None:
-    """What a batch brings along, and for the chosen canvases the soft embeddings of a first pass without signal."""
+    """What a batch brings along, and for the chosen canvases the soft embeddings of a first pass without signal.
+
+    No gradient reaches the first pass; one does reach the embedding that its belief is told in.
+    """
     chosen = batch.self_conditioned
     if chosen.numel() == 0:
         return None if batch.belief is None else batch.belief.flatten(0, 1)
     origins = None if batch.canvas_origins is None else batch.canvas_origins[chosen]
-    hidden = decode(model, batch.xt[chosen], batch.examples[chosen], batch.starts[chosen], kept, None, attend, origins)
-    soft = read_vocab(
-        hidden,
-        model.head,
-        softcap=model.config.final_logit_softcapping,
-        temperature=torch.ones(hidden.shape[0], device=hidden.device),
-        soft_embedding=True,
-        soft_source=model.decoder.embedding,
-    ).soft_embedding
-    assert soft is not None
-    soft = soft.to(hidden.dtype)
+    with torch.no_grad():
+        hidden = decode(
+            model, batch.xt[chosen], batch.examples[chosen], batch.starts[chosen], kept, None, attend, origins
+        )
+    soft = expected_embedding(hidden, model.head, model.decoder.embedding, model.config.final_logit_softcapping)
     num, length = batch.xt.shape
-    belief = hidden.new_zeros(num, length, hidden.shape[-1]) if batch.belief is None else batch.belief.clone()
-    belief[chosen] = soft.unflatten(0, (-1, length))
-    return belief.flatten(0, 1)
+    belief = hidden.new_zeros(num, length, hidden.shape[-1]) if batch.belief is None else batch.belief
+    return belief.index_put((chosen,), soft.unflatten(0, (-1, length))).flatten(0, 1)
 
 
 def _cross_entropy(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from presswork.ops.head_loss import head_cross_entropy, logit_gradients
+from presswork.ops.head_loss import expected_embedding, head_cross_entropy, logit_gradients
 from tests.ops.closeness import DTYPES, random
 
 IMPLS = ["reference", "fast"]
@@ -77,3 +77,28 @@ def test_no_targets_are_a_loss_of_zero() -> None:
     loss.backward()
     assert weight.grad is not None
     assert loss.item() == 0 and float(right) == 0 and float(weight.grad.abs().sum()) == 0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("chunk_elements", [1, 10_000])
+@pytest.mark.parametrize("softcap", [3.0, None])
+def test_an_expected_embedding_and_its_gradient_equal_float64(softcap: float | None, chunk_elements: int, impl) -> None:
+    hidden, weight, source = random(7, 16), random(33, 16, seed=1), random(33, 5, seed=2)
+    outer = random(7, 5, seed=3)
+    leaf = source.clone().requires_grad_()
+    found = expected_embedding(hidden, weight, leaf, softcap, chunk_elements=chunk_elements, impl=impl)
+    (found * outer).sum().backward()
+    truth = source.double().requires_grad_()
+    logits = hidden.double() @ weight.double().T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    expected = logits.softmax(-1) @ truth
+    (expected * outer.double()).sum().backward()
+    torch.testing.assert_close(found.detach().double(), expected.detach(), rtol=1e-5, atol=1e-6)
+    assert leaf.grad is not None and truth.grad is not None
+    torch.testing.assert_close(leaf.grad.double(), truth.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_no_gradient_reaches_the_hidden_rows_of_a_belief() -> None:
+    hidden, weight = random(3, 8).requires_grad_(), random(9, 8, seed=1).requires_grad_()
+    expected_embedding(hidden, weight, weight, 30.0).sum().backward()
+    assert hidden.grad is None and weight.grad is not None

@@ -50,8 +50,8 @@ def plain_losses(model: Transformer, batch: Batch) -> tuple[Tensor, Tensor]:
         belief = None
         if i in batch.self_conditioned.tolist():
             with torch.no_grad():
-                first = softcapped(decode(model, batch.xt[i : i + 1], *where, None), model)
-                belief = first.softmax(-1) @ model.decoder.embedding
+                first = softcapped(decode(model, batch.xt[i : i + 1], *where, None), model).softmax(-1)
+            belief = first @ model.decoder.embedding
         logits = softcapped(decode(model, batch.xt[i : i + 1], *where, belief), model)
         losses.append(F.cross_entropy(logits, batch.x0[i]))
     return torch.stack(losses).mean(), encoder

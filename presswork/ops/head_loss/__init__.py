@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from presswork.ops.choice import Impl, takes_fast
 from presswork.ops.head_loss import fast, reference
+from presswork.ops.vocab_head import read_vocab
 
-__all__ = ["head_cross_entropy", "logit_gradients"]
+__all__ = ["expected_embedding", "head_cross_entropy", "logit_gradients"]
 
 _CHUNK_ELEMENTS = 1 << 24
 
@@ -88,3 +89,50 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return (
             grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale.to(grad_weight.dtype), None, None, None, None
         )  # fmt: skip
+
+
+def expected_embedding(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    source: Float[Tensor, "V E"],
+    softcap: float | None,
+    *,
+    chunk_elements: int = _CHUNK_ELEMENTS,
+    impl: Impl = "auto",
+) -> Float[Tensor, "N E"]:
+    """softmax(softcap(hidden weight^T)) @ source, in the dtype of source; differentiable by source alone.
+
+    Self-conditioning in training: the belief's probabilities are given, the embedding they are told in is learned.
+    """
+    return _ExpectedEmbedding.apply(hidden, weight, source, softcap, chunk_elements, impl)  # type: ignore[return-value]
+
+
+class _ExpectedEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, source: Tensor, softcap: float | None, chunk: int, impl: Impl
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.constants = (source.shape[0], softcap, chunk, impl)  # type: ignore[attr-defined]
+        ones = torch.ones(hidden.shape[0], device=hidden.device)
+        reading = read_vocab(
+            hidden.detach(), weight.detach(), softcap=softcap, temperature=ones, soft_embedding=True,
+            soft_source=source.detach(),
+        )  # fmt: skip
+        assert reading.soft_embedding is not None
+        return reading.soft_embedding.to(source.dtype)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[None, None, Tensor, None, None, None]:  # type: ignore[override]
+        hidden, weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        num, softcap, chunk, impl = ctx.constants  # type: ignore[attr-defined]
+        (grad,) = grads
+        rows = max(1, chunk // weight.shape[0])
+        total = torch.zeros(num, grad.shape[1], dtype=torch.float32, device=grad.device)
+        for start in range(0, hidden.shape[0], rows):
+            part = slice(start, start + rows)
+            products = F.linear(hidden[part], weight)
+            chosen = fast if takes_fast(impl, products) else reference
+            chosen.softmax_in_place(products, softcap)
+            total += products.T @ grad[part]
+        return None, None, total.to(grad.dtype), None, None, None

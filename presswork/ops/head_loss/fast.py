@@ -77,6 +77,35 @@ def _rows(products, num_rows, width, targets, losses, right, cap, scale, is_bf16
         first += _ROWS
 
 
+@kernel()
+def _softmax_rows(products, num_rows, width, cap, is_bf16, counter):
+    z = np.empty(width, np.float32)
+    row_bytes = width * (2 if is_bf16 else 4)
+    first = 0
+    while True:
+        if counter:
+            first = _ROWS * claim(counter)
+        if first >= num_rows:
+            break
+        for n in range(first, min(first + _ROWS, num_rows)):
+            address = products + n * row_bytes
+            read_row(address, width, is_bf16, z)
+            _squash(z, width, cap)
+            total = exp_sum(z, width, largest(z, width))
+            for i in range(width):
+                z[i] /= total
+            write_row(z, width, is_bf16, address)
+        first += _ROWS
+
+
+def softmax_in_place(products: Float[Tensor, "n V"], softcap: float | None) -> None:
+    """As the reference."""
+    num, width = products.shape
+    shares = num_shares(64 * num * width, max(1, num // _ROWS))
+    is_bf16 = products.dtype is torch.bfloat16
+    run_shared(shares, _softmax_rows, products.data_ptr(), num, width, _F(softcap or 0), is_bf16)
+
+
 def logit_gradients(
     products: Float[Tensor, "n V"], targets: Int[Tensor, "n"], softcap: float | None, scale: float
 ) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:

@@ -20,3 +20,9 @@ def logit_gradients(
         grad = grad * (1 - squashed.square())
     products.copy_(grad * scale)
     return losses, right.long()
+
+
+def softmax_in_place(products: Float[Tensor, "n V"], softcap: float | None) -> None:
+    """Products become softmax(softcap(products))."""
+    wide = products.float()
+    products.copy_(torch.softmax(wide if softcap is None else softcap * torch.tanh(wide / softcap), dim=-1))
