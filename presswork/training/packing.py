@@ -108,6 +108,11 @@ class PackedBatches:
         self._pieces = _cut(documents, config.row_length)
         if not len(self._pieces):
             raise DataError("there is nothing to train on: no document has two tokens or more")
+        hidden = self._pieces[:, 2] >= self._pieces[:, 1] - self._pieces[:, 0]
+        if hidden.any():
+            raise DataError(
+                f"{int(hidden.sum())} documents are all prompt, or their prompts fill a row; leave them out"
+            )
         self._rows = pack(self._pieces[:, 1] - self._pieces[:, 0], config.row_length, config.seed)
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 

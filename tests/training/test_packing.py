@@ -26,7 +26,10 @@ EOS, BOS = 1, 2
 
 def documents(num: int = 40, longest: int = 30, prompt_length: int = ANYWHERE, seed: int = 0) -> Documents:
     rng = np.random.default_rng(seed)
-    parts = [np.concatenate([[BOS], rng.integers(3, 64, rng.integers(1, longest)), [EOS]]) for _ in range(num)]
+    parts = [
+        np.concatenate([[BOS], rng.integers(3, 64, rng.integers(max(1, prompt_length), longest)), [EOS]])
+        for _ in range(num)
+    ]
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
     return Documents(
         tokens=np.concatenate(parts).astype(np.int32), offsets=offsets,
