@@ -25,6 +25,9 @@ from presswork.ops.rope import rope_frequencies, rope_table
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer index, q [N, H, h], k [N, n, h], v [N, n, h]) -> attention output [N, H, h]."""
 
+Observe = Callable[[int, Tensor], None]
+"""(layer index, residual stream [N, D] that the layer's router reads)."""
+
 RopeTables = dict[LayerKind, tuple[Tensor, Tensor]]
 
 
@@ -113,13 +116,17 @@ class TransformerLayer(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "N D"], rope: RopeTables, attend: Attend, scale: Float[Tensor, "N"],
-        output_rows: Int[Tensor, "M"] | None = None,
+        output_rows: Int[Tensor, "M"] | None = None, observe: Observe | None = None,
     ) -> Float[Tensor, "M D"]:  # fmt: skip
         """The next residual stream; with output_rows only those rows of it."""
         mixed = attend(self.index, *self.project(x, *rope[self.kind])).flatten(1)
         if output_rows is not None:
             x, mixed, scale = x[output_rows], mixed[output_rows], scale[output_rows]
-        return self.finish(x, mixed, scale)
+        if observe is None:
+            return self.finish(x, mixed, scale)
+        y = self.join(x, mixed)
+        observe(self.index, y)
+        return self.mix(y, scale)
 
     def project(
         self, x: Float[Tensor, "N D"], cos: Float[Tensor, "N half"], sin: Float[Tensor, "N half"]
@@ -134,9 +141,16 @@ class TransformerLayer(nn.Module):
     def finish(
         self, x: Float[Tensor, "N D"], mixed: Float[Tensor, "N P"], scale: Float[Tensor, "N"]
     ) -> Float[Tensor, "N D"]:
-        """Everything after attention: output projection, dense MLP and experts side by side, layer scalar."""
+        """Everything after attention."""
+        return self.mix(self.join(x, mixed), scale)
+
+    def join(self, x: Float[Tensor, "N D"], mixed: Float[Tensor, "N P"]) -> Float[Tensor, "N D"]:
+        """The residual stream with attention's output projected and added."""
+        return residual_norm(x, linear(mixed, self.attention.output), self.attention_output_norm, self.eps)
+
+    def mix(self, y: Float[Tensor, "N D"], scale: Float[Tensor, "N"]) -> Float[Tensor, "N D"]:
+        """Dense MLP and experts side by side, and the layer scalar."""
         eps = self.eps
-        y = residual_norm(x, linear(mixed, self.attention.output), self.attention_output_norm, eps)
         dense = self.mlp(rms_norm(y, self.mlp_norm, eps))
         sparse = self.experts(y, rms_norm(y, self.experts_norm, eps))
         return join_branches(
@@ -229,11 +243,14 @@ class Transformer(nn.Module):
                 tables[layer.kind] = rope_table(frequencies, positions, self.dtype)
         return tables
 
-    def forward(self, x: Float[Tensor, "N D"], rows: PassRows, attend: Attend) -> Float[Tensor, "M D"]:
+    def forward(
+        self, x: Float[Tensor, "N D"], rows: PassRows, attend: Attend, observe: Observe | None = None
+    ) -> Float[Tensor, "M D"]:
         """Final hidden state (after the last norm) of the wanted rows.
 
         Args:
             x: embedded rows, from embed_prompt and embed_canvas.
+            observe: shown what each layer's router reads; a layer that is recomputed for its gradient shows it again.
         Source: spec of the released model, 3.2 to 3.5.
         """
         rope = self.rope_tables(rows.positions)
@@ -244,5 +261,5 @@ class Transformer(nn.Module):
         last = self.config.num_layers - 1
         scales = torch.where(is_canvas, self.decoder_scalars[:, None], self.encoder_scalars[:, None]).unbind()
         for i, (layer, scale) in enumerate(zip(stack.layers, scales, strict=True)):
-            x = layer(x, rope, attend, scale, rows.output_rows if i == last else None)
+            x = layer(x, rope, attend, scale, rows.output_rows if i == last else None, observe)
         return rms_norm(x, stack.norm, self.config.rms_norm_eps)

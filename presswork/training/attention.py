@@ -113,7 +113,9 @@ class EncoderAttention:
         self, layer: int, q: Float[Tensor, "N H h"], k: Float[Tensor, "N n h"], v: Float[Tensor, "N n h"]
     ) -> Float[Tensor, "N H h"]:
         q, k, v = (x.unflatten(0, self._shape) for x in (q, k, v))
-        self.kept.append((k, v))
+        if layer == len(self.kept):
+            # A layer that is recomputed for its gradient comes by a second time.
+            self.kept.append((k, v))
         bias = self._full if self._config.layers[layer].is_full else self._sliding
         return self._attend(q, k, v, bias).flatten(0, 1)
 

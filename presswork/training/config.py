@@ -52,6 +52,9 @@ class TrainConfig:
         num_steps: optimizer steps in total; the schedule ends there.
         optimizer: how weights move.
         encoder_weight: weight of the causal loss beside the canvas loss.
+        balance_weight: weight of the router's load-balancing loss; from scratch about 0.01, for fine-tuning 0.
+        recompute: layers are computed again in the backward pass instead of keeping what they computed: about a third
+            more arithmetic for a fraction of the memory.
         accumulate: batches whose gradients are averaged into one optimizer step.
         validate_every: steps between looks at the validation batches; 0 never looks.
         patience: validations in a row without a lower loss after which the run stops; 0 never stops early.
@@ -64,6 +67,8 @@ class TrainConfig:
     num_steps: int
     optimizer: OptimizerConfig
     encoder_weight: float = 1.0
+    balance_weight: float = 0.0
+    recompute: bool = False
     accumulate: int = 1
     validate_every: int = 0
     patience: int = 0
@@ -75,10 +80,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.num_steps > 0, f"num_steps must be positive, got {self.num_steps}")
-        require(
-            0 <= self.encoder_weight < float("inf"),
-            f"encoder_weight must be finite and not negative, got {self.encoder_weight}",
-        )
+        for name in ("encoder_weight", "balance_weight"):
+            value = getattr(self, name)
+            require(0 <= value < float("inf"), f"{name} must be finite and not negative, got {value}")
         require(self.dtype in ("bfloat16", "float32"), f"dtype must be bfloat16 or float32, got {self.dtype!r}")
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         for name in ("accumulate", "checkpoint_every", "log_every"):

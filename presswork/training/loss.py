@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from presswork.models.transformer import PassRows, Transformer
+from presswork.models.transformer import Experts, Observe, PassRows, Stack, Transformer
 from presswork.ops.head_loss import expected_embedding, head_cross_entropy
+from presswork.ops.moe import router_probabilities
 from presswork.training.attention import PLAIN_ATTENTION, AttentionFunctions, CanvasAttention, EncoderAttention
 
 IGNORED_TARGET = -100
@@ -46,20 +47,27 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """total = diffusion + encoder_weight * encoder, each a mean in nats per token.
+    """total = diffusion + encoder_weight * encoder + balance_weight * balance; the first two are nats per token.
 
-    `hidden` is the canvas pass's final state, detached, for batch sources that learn from it.
+    `balance` is 1 where every expert gets as many rows as any other, and 0 where it was not asked for. `hidden` is the
+    canvas pass's final state, detached, for batch sources that learn from it.
     """
 
     total: Float[Tensor, ""]
     diffusion: Float[Tensor, ""]
     encoder: Float[Tensor, ""]
+    balance: Float[Tensor, ""]
     canvas_accuracy: Float[Tensor, ""]
     hidden: Float[Tensor, "N D"]
 
 
 def batch_losses(
-    model: Transformer, batch: Batch, *, encoder_weight: float = 1.0, attend: AttentionFunctions = PLAIN_ATTENTION
+    model: Transformer,
+    batch: Batch,
+    *,
+    encoder_weight: float = 1.0,
+    balance_weight: float = 0.0,
+    attend: AttentionFunctions = PLAIN_ATTENTION,
 ) -> Losses:
     """Causal loss over the clean sequence plus canvas cross-entropy, gradients flowing into the encoder's keys.
 
@@ -67,18 +75,47 @@ def batch_losses(
     for canvases that use it, without gradient.
     Source: DiffusionGemma's fine-tuning code; see docs/training.md.
     """
-    hidden, kept = encode(model, batch.ids, attend, batch.origins)
+    loads = [RouterLoads(model.encoder), RouterLoads(model.decoder)] if balance_weight else [None, None]
+    hidden, kept = encode(model, batch.ids, attend, batch.origins, loads[0])
     encoder = _cross_entropy(model, hidden, batch.targets.flatten())[0]
     belief = _belief(model, batch, kept, attend)
-    canvas = decode(model, batch.xt, batch.examples, batch.starts, kept, belief, attend, batch.canvas_origins)
+    canvas = decode(model, batch.xt, batch.examples, batch.starts, kept, belief, attend, batch.canvas_origins, loads[1])
     diffusion, right = _cross_entropy(model, canvas, batch.x0.flatten())
+    balances = [watched.loss() for watched in loads if watched is not None]
+    balance = torch.stack(balances).mean() if balances else diffusion.new_zeros(())
     return Losses(
-        total=diffusion + encoder_weight * encoder,
+        total=diffusion + encoder_weight * encoder + balance_weight * balance,
         diffusion=diffusion.detach(),
         encoder=encoder.detach(),
+        balance=balance.detach(),
         canvas_accuracy=right / batch.x0.numel(),
         hidden=canvas.detach(),
     )
+
+
+class RouterLoads:
+    """Watches the routers of one pass, and says how unevenly they share out its rows.
+
+    Source: Fedus et al. 2022 (arXiv:2101.03961), section 2.2, for several experts a row.
+    """
+
+    def __init__(self, stack: Stack):
+        self._stack = stack
+        self._losses: dict[int, Tensor] = {}
+
+    def __call__(self, layer: int, residual: Float[Tensor, "N D"]) -> None:
+        """E times the sum over experts of (share of the rows' choices) * (mean probability), kept by layer."""
+        experts: Experts = self._stack.layers[layer].experts  # type: ignore[assignment]
+        probabilities = router_probabilities(residual, experts.router_scale, experts.router, experts.eps)
+        chosen = probabilities.topk(experts.top_k, dim=-1).indices
+        num = probabilities.shape[-1]
+        shares = torch.bincount(chosen.flatten(), minlength=num) / chosen.numel()
+        # A layer that is recomputed for its gradient must do the same again, but counts once.
+        self._losses.setdefault(layer, num * (shares * probabilities.mean(0)).sum())
+
+    def loss(self) -> Float[Tensor, ""]:
+        """The mean over layers; 1 where all experts get the same."""
+        return torch.stack(list(self._losses.values())).mean()
 
 
 def encode(
@@ -86,6 +123,7 @@ def encode(
     ids: Int[Tensor, "B T"],
     attend: AttentionFunctions = PLAIN_ATTENTION,
     origins: Int[Tensor, "B T"] | None = None,
+    observe: Observe | None = None,
 ) -> tuple[Float[Tensor, "N D"], list[tuple[Tensor, Tensor]]]:
     """(final hidden rows, each layer's keys and values) of the causal pass; a row's documents are apart."""
     num, length = ids.shape
@@ -93,7 +131,7 @@ def encode(
     places = torch.arange(length, device=ids.device)
     positions = (places.expand(num, -1) if origins is None else places - origins).flatten()
     rows = PassRows(positions=positions, is_canvas=torch.zeros_like(positions, dtype=torch.bool))
-    return model(model.embed_prompt(ids.flatten()), rows, attention), attention.kept
+    return model(model.embed_prompt(ids.flatten()), rows, attention, observe), attention.kept
 
 
 def decode(
@@ -105,6 +143,7 @@ def decode(
     belief: Float[Tensor, "N D"] | None,
     attend: AttentionFunctions = PLAIN_ATTENTION,
     origins: Int[Tensor, "C"] | None = None,
+    observe: Observe | None = None,
 ) -> Float[Tensor, "N D"]:
     """Final hidden rows of the canvases over their examples' keys from their origins to their starts."""
     length = canvas.shape[1]
@@ -112,7 +151,7 @@ def decode(
     first = starts if origins is None else starts - origins
     positions = (first[:, None] + torch.arange(length, device=starts.device)).flatten()
     rows = PassRows(positions=positions, is_canvas=torch.ones_like(positions, dtype=torch.bool))
-    return model(model.embed_canvas(canvas.flatten(), belief), rows, attention)
+    return model(model.embed_canvas(canvas.flatten(), belief), rows, attention, observe)
 
 
 def _belief(

@@ -1,6 +1,7 @@
 """The training loop: draw a batch, two passes, one optimizer step; log, validate, checkpoint, resume."""
 
 import ctypes
+import functools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from presswork.errors import TrainingError
 from presswork.models.transformer import Transformer
@@ -55,6 +57,7 @@ class StepReport:
     loss: float
     diffusion: float
     encoder: float
+    balance: float
     canvas_accuracy: float
     gradient_norm: float
     learning_rate: float
@@ -103,6 +106,8 @@ class Trainer:
         self._progress = _Progress()
         self._is_asked_to_stop = False
         self._attend = _prepare(self.model, config.compile)
+        if config.recompute:
+            recompute_layers(self.model)
         state = load_state(folder)
         if state is not None:
             self.optimizer.restore(state["optimizer"])
@@ -160,7 +165,10 @@ class Trainer:
         for i in range(count):
             number = step * count + i
             batch = self._source(number)
-            losses = batch_losses(self.model, batch, encoder_weight=self.config.encoder_weight, attend=self._attend)
+            losses = batch_losses(
+                self.model, batch, encoder_weight=self.config.encoder_weight,
+                balance_weight=self.config.balance_weight, attend=self._attend,
+            )  # fmt: skip
             if not torch.isfinite(losses.total):
                 save_state(self.folder / "failed", {"step": step, "batch": asdict(batch)})
                 raise TrainingError(f"the loss of step {step} is not finite; its batch is in {self.folder / 'failed'}")
@@ -197,6 +205,7 @@ class Trainer:
             loss=float(losses.total.detach()),
             diffusion=float(losses.diffusion),
             encoder=float(losses.encoder),
+            balance=float(losses.balance),
             canvas_accuracy=float(losses.canvas_accuracy),
             gradient_norm=norm,
             learning_rate=learning_rate(self.config.optimizer, step, self.config.num_steps),
@@ -237,6 +246,13 @@ def _prepare(model: Transformer, compile_passes: bool) -> AttentionFunctions:
         causal=torch.compile(PLAIN_ATTENTION.causal, dynamic=False),
         canvases=torch.compile(PLAIN_ATTENTION.canvases, dynamic=False),
     )
+
+
+def recompute_layers(model: Transformer) -> None:
+    """Have every layer computed again in the backward pass instead of keeping what it computed. Mutates the model."""
+    for stack in {model.decoder, model.encoder}:
+        for layer in stack.layers:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def _keep_freed_memory() -> None:

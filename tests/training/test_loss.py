@@ -1,15 +1,17 @@
 """Losses: worked by hand, against float64, what counts and what does not, and where gradients flow."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from presswork.models.transformer import Transformer
 from presswork.testing import tiny_model
-from presswork.training.loss import Batch, batch_losses, decode, encode
+from presswork.training.loss import Batch, RouterLoads, batch_losses, decode, encode
+from presswork.training.trainer import recompute_layers
 
 CANVAS, VOCAB = 8, 64
 
@@ -119,3 +121,56 @@ def test_gradients_flow_into_the_encoders_keys_and_not_between_passes(model) -> 
     assert alone is not None
     for token in only_prompt:
         assert (grad[token] - alone[token]).abs().max() > 1e-7
+
+
+def test_recomputed_layers_give_the_same_gradients_and_keep_less() -> None:
+    """The encoder's keys reach the decoder once, whether or not its layers are computed twice."""
+    results, kept_bytes = [], []
+    for is_recomputed in (False, True):
+        model = tiny_model().requires_grad_(True)
+        if is_recomputed:
+            recompute_layers(model)
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            losses = batch_losses(model, batch(), balance_weight=0.5)
+        losses.total.backward()
+        kept_bytes.append(sum(sizes.values()))
+        results.append([losses.total.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept_bytes[1] < 0.7 * kept_bytes[0]
+
+
+class TestBalance:
+    def test_it_is_added_with_its_weight_and_trains_the_router(self, model) -> None:
+        plain, balanced = batch_losses(model, batch()), batch_losses(model, batch(), balance_weight=0.5)
+        assert float(plain.balance) == 0 and float(balanced.balance) > 0.9
+        torch.testing.assert_close(balanced.total, plain.total + 0.5 * balanced.balance)
+        (balanced.total - plain.total).backward()
+        router = model.decoder.layers[0].experts.router.grad
+        assert router is not None and float(router.abs().max()) > 0
+
+    def test_by_hand(self) -> None:
+        """Equal rows all choose expert 0, whose probability is e^2 / (e^2 + 1); two experts."""
+        model = tiny_model()
+        experts = model.decoder.layers[0].experts
+        experts.top_k, experts.router = 1, nn.Parameter(torch.zeros(2, 16))
+        with torch.no_grad():
+            experts.router_scale.fill_(1.0)
+            experts.router[0].fill_(0.5)
+        loads = RouterLoads(model.decoder)
+        loads(0, torch.full((5, 16), 3.0))
+        # Normed rows are ones; times 16^-1/2 and summed over 16 entries of 0.5 they give the logit 2.
+        assert float(loads.loss().detach()) == pytest.approx(2 * math.exp(2) / (math.exp(2) + 1), rel=1e-4)
+
+    def test_equal_shares_are_one(self) -> None:
+        model = tiny_model()
+        experts = model.decoder.layers[0].experts
+        experts.top_k = experts.router.shape[0]
+        loads = RouterLoads(model.decoder)
+        loads(0, torch.randn(50, 16, generator=torch.Generator().manual_seed(0)))
+        assert float(loads.loss()) == pytest.approx(1.0, rel=1e-5)

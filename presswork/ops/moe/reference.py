@@ -17,11 +17,18 @@ def route(
     eps: float,
 ) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
     """(weights, expert ids) of each row; see presswork.ops.moe for the order of operations."""
-    routed = rms_norm(x, None, eps) * scale * x.shape[-1] ** -0.5
-    probabilities = torch.softmax((routed @ projection.T).float(), dim=-1)
+    probabilities = router_probabilities(x, scale, projection, eps)
     weights, experts = probabilities.topk(top_k, dim=-1)
     weights = weights / weights.sum(-1, keepdim=True)
     return weights * per_expert_scale.float()[experts], experts
+
+
+def router_probabilities(
+    x: Float[Tensor, "N D"], scale: Float[Tensor, "D"], projection: Float[Tensor, "E D"], eps: float
+) -> Float[Tensor, "N E"]:
+    """The router's softmax over all experts, in float32."""
+    routed = rms_norm(x, None, eps) * scale * x.shape[-1] ** -0.5
+    return torch.softmax((routed @ projection.T).float(), dim=-1)
 
 
 def mix_experts(
