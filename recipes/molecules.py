@@ -26,7 +26,16 @@ def recipe() -> Recipe:
     """One pass over about half of the set."""
     return Recipe(
         start=FromScratch(model=model_config()),
-        data=MosesPlan(pack=PackConfig(num_rows=32, row_length=128, canvases_per_row=4, span_share=0.15)),
+        data=MosesPlan(
+            pack=PackConfig(
+                num_rows=32,
+                row_length=128,
+                canvases_per_row=4,
+                span_share=0.15,
+                self_conditioned_share=0.75,
+                draft_share=0.6,
+            )
+        ),
         train=TrainConfig(
             num_steps=6000,
             optimizer=OptimizerConfig(peak_rate=2e-3, algorithm="muon", warmup_steps=100, final_share=0.02),

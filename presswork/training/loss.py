@@ -6,15 +6,34 @@ B examples, C canvases, T prompt and response, L canvas, N rows, D width, V voca
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from presswork.diffusion.accept import EntropyBoundRule
 from presswork.models.transformer import Experts, Observe, PassRows, Stack, Transformer
 from presswork.ops.head_loss import expected_embedding, head_cross_entropy
 from presswork.ops.moe import router_probabilities
+from presswork.ops.vocab_head import read_vocab
 from presswork.training.attention import PLAIN_ATTENTION, AttentionFunctions, CanvasAttention, EncoderAttention
 
 IGNORED_TARGET = -100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafts:
+    """Canvases whose second pass reads what the sampler would have made of the first, W of them.
+
+    Args:
+        canvases: their indices; each is self-conditioned too.
+        uniform: draws their samples, in [0, 1).
+        noise: tokens for the positions that are not accepted.
+        bounds: entropy bound of each canvas.
+    """
+
+    canvases: Int[Tensor, "W"]
+    uniform: Float64[Tensor, "W L"]
+    noise: Int[Tensor, "W L"]
+    bounds: Float[Tensor, "W"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +48,7 @@ class Batch:
         x0, xt: the canvases, clean and noised.
         self_conditioned: indices of the canvases whose pass is fed a first pass's belief.
         belief: soft embeddings the canvases bring along from an earlier step, zero where they bring none.
+        drafts: which of the self-conditioned canvases go through a sampler step, and its random numbers.
         origins: where rows hold several documents, the first position of each position's document.
         canvas_origins: the same of each canvas.
     """
@@ -41,6 +61,7 @@ class Batch:
     xt: Int[Tensor, "C L"]
     self_conditioned: Int[Tensor, "U"]
     belief: Float[Tensor, "C L D"] | None = None
+    drafts: Drafts | None = None
     origins: Int[Tensor, "B T"] | None = None
     canvas_origins: Int[Tensor, "C"] | None = None
 
@@ -78,8 +99,8 @@ def batch_losses(
     loads = [RouterLoads(model.encoder), RouterLoads(model.decoder)] if balance_weight else [None, None]
     hidden, kept = encode(model, batch.ids, attend, batch.origins, loads[0])
     encoder = _cross_entropy(model, hidden, batch.targets.flatten())[0]
-    belief = _belief(model, batch, kept, attend)
-    canvas = decode(model, batch.xt, batch.examples, batch.starts, kept, belief, attend, batch.canvas_origins, loads[1])
+    belief, xt = _first_pass(model, batch, kept, attend)
+    canvas = decode(model, xt, batch.examples, batch.starts, kept, belief, attend, batch.canvas_origins, loads[1])
     diffusion, right = _cross_entropy(model, canvas, batch.x0.flatten())
     balances = [watched.loss() for watched in loads if watched is not None]
     balance = torch.stack(balances).mean() if balances else diffusion.new_zeros(())
@@ -154,25 +175,49 @@ def decode(
     return model(model.embed_canvas(canvas.flatten(), belief), rows, attention, observe)
 
 
-def _belief(
+def _first_pass(
     model: Transformer, batch: Batch, kept: list[tuple[Tensor, Tensor]], attend: AttentionFunctions
-) -> Float[Tensor, "N D"] | None:
-    """What a batch brings along, and for the chosen canvases the soft embeddings of a first pass without signal.
+) -> tuple[Float[Tensor, "N D"] | None, Int[Tensor, "C L"]]:
+    """(beliefs, canvases) that the second pass reads.
 
-    No gradient reaches the first pass; one does reach the embedding that its belief is told in.
+    A batch may bring beliefs along; the self-conditioned canvases get the soft embeddings of a first pass without
+    signal, and the drafted ones among them also the canvas that the sampler makes of it. No gradient reaches the first
+    pass; one does reach the embedding that its belief is told in.
     """
-    chosen = batch.self_conditioned
+    chosen, (num, length) = batch.self_conditioned, batch.xt.shape
     if chosen.numel() == 0:
-        return None if batch.belief is None else batch.belief.flatten(0, 1)
+        return (None if batch.belief is None else batch.belief.flatten(0, 1)), batch.xt
     origins = None if batch.canvas_origins is None else batch.canvas_origins[chosen]
     with torch.no_grad():
         hidden = decode(
             model, batch.xt[chosen], batch.examples[chosen], batch.starts[chosen], kept, None, attend, origins
         )
     soft = expected_embedding(hidden, model.head, model.decoder.embedding, model.config.final_logit_softcapping)
-    num, length = batch.xt.shape
     belief = hidden.new_zeros(num, length, hidden.shape[-1]) if batch.belief is None else batch.belief
-    return belief.index_put((chosen,), soft.unflatten(0, (-1, length))).flatten(0, 1)
+    belief = belief.index_put((chosen,), soft.unflatten(0, (-1, length))).flatten(0, 1)
+    if batch.drafts is None or batch.drafts.canvases.numel() == 0:
+        return belief, batch.xt
+    rows = torch.searchsorted(chosen, batch.drafts.canvases)
+    drafted = draft_canvases(model, hidden.unflatten(0, (-1, length))[rows], batch.drafts)
+    return belief, batch.xt.index_put((batch.drafts.canvases,), drafted)
+
+
+def draft_canvases(model: Transformer, hidden: Float[Tensor, "W L D"], drafts: Drafts) -> Int[Tensor, "W L"]:
+    """What the sampler makes of a pass: samples at temperature 1 where each canvas's bound accepts, noise elsewhere."""
+    shape = drafts.noise.shape
+    reading = read_vocab(
+        hidden.flatten(0, 1),
+        model.head,
+        softcap=model.config.final_logit_softcapping,
+        temperature=torch.ones(drafts.noise.numel(), device=hidden.device),
+        uniform=drafts.uniform.flatten(),
+    )
+    samples, entropies = reading.sample.view(shape), reading.entropy.view(shape)
+    kept = [
+        EntropyBoundRule(float(bound)).accept(entropy, entropy)
+        for bound, entropy in zip(drafts.bounds, entropies, strict=True)
+    ]
+    return torch.where(torch.stack(kept), samples, drafts.noise)
 
 
 def _cross_entropy(

@@ -10,6 +10,7 @@ Every row is a function of (seed, its number in the run's endless sequence of ro
 of workers, see the rows that one worker would have seen.
 """
 
+import math
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +24,14 @@ from presswork.diffusion.corruption import MIN_TIME
 from presswork.errors import DataError
 from presswork.models.transformer import Transformer
 from presswork.ops.lanes import kernel
-from presswork.training.loss import IGNORED_TARGET, Batch
+from presswork.training.loss import IGNORED_TARGET, Batch, Drafts
 
 ANYWHERE = -1
+
+DRAFT_TIME = 0.75
+"""More noise leaves open what the text was: a draft of it is as good as the text, and no mistake to learn from."""
+
+_DRAFT_BOUNDS = (0.1, 4.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +63,8 @@ class PackConfig:
         canvases_per_row: R.
         span_share: share of canvases whose noise covers one span while all else is clean, as in filling a gap.
         self_conditioned_share: share of a row's canvases that are fed a first pass's belief.
+        draft_share: share of self-conditioned canvases, among those with at most DRAFT_TIME of noise, whose second pass
+            reads the sampler's next canvas in place of the noised one: it holds mistakes the model itself makes.
         causal_on_prompt: whether the causal loss counts prompt tokens too.
         seed: decides everything that is drawn.
     """
@@ -67,6 +75,7 @@ class PackConfig:
     canvases_per_row: int = 4
     span_share: float = 0.0
     self_conditioned_share: float = 0.5
+    draft_share: float = 0.0
     causal_on_prompt: bool = True
     seed: int = 0
 
@@ -75,7 +84,7 @@ class PackConfig:
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} must be positive, got {value}")
         require(self.row_length > 1, f"row_length must be at least 2, got {self.row_length}")
-        for name in ("span_share", "self_conditioned_share"):
+        for name in ("span_share", "self_conditioned_share", "draft_share"):
             require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
 
@@ -131,14 +140,18 @@ class PackedBatches:
         canvases = (num, config.canvases_per_row)
         starts, canvas_origins = np.zeros(canvases, np.int64), np.zeros(canvases, np.int64)
         x0 = np.full((*canvases, self._canvas_length), self._eos_id, np.int64)
-        xt, chosen = x0.copy(), np.zeros(canvases, bool)
+        xt, chosen, drafted = x0.copy(), np.zeros(canvases, bool), np.zeros(canvases, bool)
+        uniform, noise, bounds = np.zeros(x0.shape), np.zeros_like(x0), np.zeros(canvases)
         for i, row in enumerate(rows):
             rng = np.random.default_rng((config.seed, row, 1))
             ends = self._fill(row, ids[i], targets[i], origins[i])
             self._place(rng, ends, ids[i], starts[i], canvas_origins[i], x0[i])
-            xt[i] = self._noised(rng, x0[i])
+            xt[i], times = self._noised(rng, x0[i])
             num_chosen = round(config.self_conditioned_share * config.canvases_per_row)
             chosen[i, rng.permutation(config.canvases_per_row)[:num_chosen]] = True
+            drafted[i] = chosen[i] & (times <= DRAFT_TIME) & (rng.random(len(times)) < config.draft_share)
+            uniform[i], noise[i] = rng.random(x0[i].shape), rng.integers(0, self._vocab_size, x0[i].shape)
+            bounds[i] = np.exp(rng.uniform(math.log(_DRAFT_BOUNDS[0]), math.log(_DRAFT_BOUNDS[1]), len(times)))
         flat = [torch.from_numpy(part.reshape(num * config.canvases_per_row, -1)) for part in (x0, xt)]
         return Batch(
             ids=torch.from_numpy(ids),
@@ -150,6 +163,12 @@ class PackedBatches:
             x0=flat[0],
             xt=flat[1],
             self_conditioned=torch.from_numpy(np.flatnonzero(chosen)),
+            drafts=Drafts(
+                canvases=torch.from_numpy(np.flatnonzero(drafted)),
+                uniform=torch.from_numpy(uniform[drafted]),
+                noise=torch.from_numpy(noise[drafted]),
+                bounds=torch.from_numpy(bounds[drafted]),
+            ),
         )
 
     def _fill(
@@ -196,8 +215,10 @@ class PackedBatches:
             starts[i], origins[i] = start, origin
             x0[i, : min(length, stop - start)] = ids[start : min(stop, start + length)]
 
-    def _noised(self, rng: np.random.Generator, x0: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Uniform corruption with evenly spread times; in some canvases of one span alone."""
+    def _noised(
+        self, rng: np.random.Generator, x0: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+        """(xt, t): uniform corruption with evenly spread times; in some canvases of one span alone."""
         num, length = x0.shape
         times = MIN_TIME + (1 - MIN_TIME) * rng.permutation((np.arange(num) + rng.random(num)) / num)
         replaced = rng.random((num, length)) < times[:, None]
@@ -206,7 +227,7 @@ class PackedBatches:
             width = int(rng.integers(1, max(2, length // 2 + 1)))
             first = int(rng.integers(0, length - width + 1))
             replaced[i, :first] = replaced[i, first + width :] = False
-        return np.where(replaced, noise, x0)
+        return np.where(replaced, noise, x0), times
 
     def _pieces_of(self, row: int) -> NDArray[np.int64]:
         """The pieces in a row of the endless sequence: every epoch has all packed rows in an order of its own."""

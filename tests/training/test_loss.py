@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from presswork.models.transformer import Transformer
 from presswork.testing import tiny_model
-from presswork.training.loss import Batch, RouterLoads, batch_losses, decode, encode
+from presswork.training.loss import Batch, Drafts, RouterLoads, batch_losses, decode, draft_canvases, encode
 from presswork.training.trainer import recompute_layers
 
 CANVAS, VOCAB = 8, 64
@@ -174,3 +174,44 @@ class TestBalance:
         loads = RouterLoads(model.decoder)
         loads(0, torch.randn(50, 16, generator=torch.Generator().manual_seed(0)))
         assert float(loads.loss()) == pytest.approx(1.0, rel=1e-5)
+
+
+def drafts(canvases: list[int]) -> Drafts:
+    num = len(canvases)
+    return Drafts(
+        canvases=torch.tensor(canvases), uniform=torch.rand(num, CANVAS, dtype=torch.float64),
+        noise=draw(num, CANVAS, seed=9), bounds=torch.linspace(0.1, 30, num) if num > 1 else torch.tensor([12.0]),
+    )  # fmt: skip
+
+
+class TestDrafts:
+    def test_a_draft_is_the_samplers_next_canvas(self, model) -> None:
+        given = drafts([0, 1, 2])
+        hidden = torch.randn(3, CANVAS, 16, generator=torch.Generator().manual_seed(4))
+        found = draft_canvases(model, hidden, given)
+        p = softcapped(hidden.flatten(0, 1), model).softmax(-1).double().detach()
+        samples = (p.cumsum(-1) <= given.uniform.flatten()[:, None]).sum(-1).view(3, CANVAS)
+        entropy = -(p * p.log()).sum(-1).view(3, CANVAS)
+        for i, bound in enumerate(given.bounds.tolist()):
+            spent, kept = 0.0, set()
+            for position in entropy[i].argsort().tolist():
+                if spent <= bound:
+                    kept.add(position)
+                spent += float(entropy[i, position])
+            expected = [int((samples if j in kept else given.noise)[i, j]) for j in range(CANVAS)]
+            assert found[i].tolist() == expected
+        assert (found != given.noise).any() and (found == given.noise).any()
+
+    def test_the_second_pass_reads_the_draft_and_the_first_passes_belief(self, model) -> None:
+        given = batch(self_conditioned=torch.tensor([0, 1, 2]))
+        with torch.no_grad():
+            first = batch_losses(model, batch(self_conditioned=torch.tensor([], dtype=torch.int64))).hidden
+            belief = (softcapped(first, model).softmax(-1) @ model.decoder.embedding).unflatten(0, (3, CANVAS))
+            wanted = drafts([2])
+            drafted = draft_canvases(model, first.unflatten(0, (3, CANVAS))[2:], wanted)
+            xt = torch.cat([given.xt[:2], drafted])
+            none = torch.tensor([], dtype=torch.int64)
+            expected = batch_losses(model, replace(given, xt=xt, self_conditioned=none, belief=belief))
+            found = batch_losses(model, replace(given, drafts=wanted))
+        torch.testing.assert_close(found.diffusion, expected.diffusion)
+        assert not torch.equal(drafted[0], given.xt[2])

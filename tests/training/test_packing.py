@@ -166,6 +166,24 @@ def test_the_share_of_self_conditioned_canvases() -> None:
     assert len(batches(held, self_conditioned_share=0.0)(0).self_conditioned) == 0
 
 
+def test_drafts_are_among_the_self_conditioned_and_need_a_text_that_can_be_seen() -> None:
+    held, total, late = documents(num=60), 0, 0
+    for step in range(40):
+        batch = batches(held, draft_share=1.0, canvases_per_row=4)(step)
+        assert batch.drafts is not None
+        canvases = batch.drafts.canvases
+        assert set(canvases.tolist()) <= set(batch.self_conditioned.tolist())
+        assert batch.drafts.uniform.shape == batch.drafts.noise.shape == (len(canvases), 8)
+        assert ((batch.drafts.bounds >= 0.1) & (batch.drafts.bounds <= 4)).all()
+        changed = (batch.xt != batch.x0).float().mean(1)
+        late += int((changed[canvases] > 0.95).sum())
+        total += len(canvases)
+    # Three quarters of the half that is self-conditioned.
+    assert total == pytest.approx(40 * 16 * 0.5 * 0.75, rel=0.1) and late < 0.15 * total
+    plain = batches(held)(0)
+    assert plain.drafts is not None and len(plain.drafts.canvases) == 0
+
+
 def test_documents_come_back_from_disk(tmp_path: Path) -> None:
     held = documents()
     save_documents(held, tmp_path / "a" / "documents.npz")
