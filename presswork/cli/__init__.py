@@ -26,6 +26,7 @@ VERBS = {
     "doctor": "Say whether a model fits this machine, and how fast it is.",
     "show": "Describe a model without loading it.",
     "list": "List the models that load without a download.",
+    "convert": "Make a diffusion model out of an autoregressive one.",
     "pull": "Fetch a model from the Hub.",
 }
 

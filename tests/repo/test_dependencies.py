@@ -30,7 +30,7 @@ def imported(*folders: str) -> set[str]:
                     names |= {alias.name.split(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                     names.add(node.module.split(".")[0])
-    own = {path.stem for folder in folders for path in (ROOT / folder).iterdir()}
+    own = {path.stem for folder in folders for path in (ROOT / folder).rglob("*")}
     return names - set(sys.stdlib_module_names) - own - {"presswork", "tests"}
 
 

@@ -65,6 +65,15 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: str | None, message:
         load_recipe(file)
 
 
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[2] / "recipes").glob("*.py")), ids=lambda file: file.stem
+)
+def test_shipped_recipes_are_read_and_printed(file: Path) -> None:
+    if file.stem == "sudoku":
+        pytest.skip("the Sudoku recipe is a script of two runs")
+    assert json.loads(as_json(load_recipe(file)))["train"]["num_steps"] > 0
+
+
 def test_a_recipe_is_printed_in_full() -> None:
     shown = json.loads(as_json(load_recipe(FILE)))
     assert shown["train"]["optimizer"]["peak_rate"] == 0.003 and shown["start"]["model"]["layers"][0]["head_dim"] > 0

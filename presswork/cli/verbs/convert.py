@@ -1,0 +1,47 @@
+"""`presswork convert`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from presswork.cli.options import ModelArgument
+from presswork.cli.output import note
+from presswork.cli.progress import progress_bar
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def convert(
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(help="The new model's folder.", metavar="FOLDER")],
+    canvas: Annotated[int, typer.Option(help="Tokens of its canvas.", min=1)] = 256,
+) -> None:
+    """Make a diffusion model out of an autoregressive one of the same architecture, to be trained further.
+
+    Both modes get its weights, and self-conditioning starts silent: in mode "ar" the new model is the old one, and its
+    canvases are untrained until a recipe has trained them.
+
+    \b
+    Examples:
+      presswork convert google/gemma-4-26b-a4b-it runs/start --canvas 64
+      presswork train recipes/adapt.py --set start.model=runs/start
+    """
+    from presswork.text.tokenizer import TOKENIZER_FILES
+    from presswork.weights.convert import convert as write
+    from presswork.weights.hub import resolve
+
+    folder = resolve(model)
+    text_files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    with progress_bar("reading bytes", 100) as advance:
+        done = 0
+
+        def on_progress(read: int, total: int) -> None:
+            nonlocal done
+            percent = 100 * read // max(1, total)
+            advance(percent - done)
+            done = percent
+
+        write(folder, out, canvas_length=canvas, extra=text_files, progress=on_progress)
+    note(f"wrote {out}; train it with a recipe that starts from it")

@@ -1,0 +1,51 @@
+"""Makes a diffusion checkpoint out of an autoregressive one, to be trained further."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from presswork.errors import CheckpointError, ConfigError
+from presswork.weights.config_files import read_config, read_end_ids, read_layout
+from presswork.weights.load import Progress, load_model
+from presswork.weights.save import save_model
+
+# Those of the released model.
+_GENERATION = {
+    "max_denoising_steps": 48,
+    "entropy_bound": 0.1,
+    "t_min": 0.4,
+    "t_max": 0.8,
+    "stability_threshold": 1,
+    "confidence_threshold": 0.005,
+}
+
+
+def convert(
+    source: Path, target: Path, *, canvas_length: int = 256, extra: Sequence[Path] = (),
+    max_shard_bytes: float = 5e9, progress: Progress | None = None,
+) -> None:  # fmt: skip
+    """Write a diffusion model with an autoregressive model's weights and end tokens.
+
+    Both modes share the weights; self-conditioning is fresh and contributes nothing until it is trained. In mode "ar"
+    the result is the model it was made of; its canvases are untrained.
+
+    Args:
+        canvas_length: the new model's canvas.
+        extra: files to copy beside the weights, such as the tokenizer's.
+        progress: told the bytes read and the bytes to read.
+
+    Raises:
+        ConfigError: the source is a diffusion model already.
+        CheckpointError: the source cannot be used, the target is not an empty folder, or it cannot be written.
+    """
+    if read_layout(source) != "autoregressive":
+        raise ConfigError(f"{source} is a diffusion model already; convert takes an autoregressive one")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} is there and not an empty folder; give another place")
+    # A wrong length is told before minutes of reading.
+    replace(read_config(source), canvas_length=canvas_length)
+    model = load_model(source, progress=progress)
+    model.config = replace(model.config, canvas_length=canvas_length)
+    ends = {"eos_token_id": read_end_ids(source), "pad_token_id": model.config.pad_token_id}
+    settings = {**_GENERATION, **ends}
+    save_model(model, target, max_shard_bytes=max_shard_bytes, generation_config=settings, extra=extra)
