@@ -1,7 +1,5 @@
 """Batches of the Sudoku recipe: what is in them, that they repeat, and that walks stay on their boards."""
 
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from presswork.engine.loader import load
 from presswork.models.transformer import Transformer
 from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, PROMPT_LENGTH, encode_prompts, encode_solutions
 from presswork.tasks.sudoku.evaluate import is_solved
@@ -16,8 +15,11 @@ from presswork.tasks.sudoku.symmetry import draw_symmetries
 from presswork.tasks.sudoku.training import BatchConfig, PuzzleBatches, PuzzleWalks, initialise, model_config
 from presswork.training.config import OptimizerConfig, TrainConfig
 from presswork.training.loss import Batch
+from presswork.training.recipe import load_recipe, override
+from presswork.training.run import export, open_run
 from presswork.training.trainer import Trainer
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIG = BatchConfig(num_puzzles=4, canvases_per_puzzle=3, curriculum_steps=10, minimal_share=0.5)
 
 
@@ -155,13 +157,14 @@ def test_training_on_walks_resumes_to_the_bit(batches, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_the_recipe_runs_end_to_end(tmp_path) -> None:
-    recipe = Path(__file__).parents[2] / "recipes" / "sudoku.py"
-    command = [sys.executable, str(recipe), "--out", str(tmp_path), "--steps", "2,3", "--pool", "50", "--no-compile"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    from presswork.engine.loader import load
-
-    reply = load(tmp_path / "model").generate(
-        "0" * 20 + "1" + "0" * 60, max_denoising_steps=2, max_tokens=CANVAS_LENGTH
-    )
+def test_the_recipes_run_end_to_end(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["train.compile=false", "data.pool_size=50", "train.log_every=1", "train.num_steps=2"]
+    for name in ("sudoku", "sudoku_walks"):
+        made = override(load_recipe(RECIPES / f"{name}.py"), settings)
+        # The second starts from what the first wrote there.
+        trainer = open_run(made, Path("runs") / name)
+        assert [report.step for report in trainer.run()] == [0, 1]
+        folder = export(trainer, made)
+    reply = load(folder).generate("0" * 20 + "1" + "0" * 60, max_denoising_steps=2, max_tokens=CANVAS_LENGTH)
     assert 1 <= len(reply.token_ids) <= CANVAS_LENGTH and reply.stats.num_denoise_steps == 2

@@ -69,8 +69,6 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: str | None, message:
     "file", sorted((Path(__file__).parents[2] / "recipes").glob("*.py")), ids=lambda file: file.stem
 )
 def test_shipped_recipes_are_read_and_printed(file: Path) -> None:
-    if file.stem == "sudoku":
-        pytest.skip("the Sudoku recipe is a script of two runs")
     assert json.loads(as_json(load_recipe(file)))["train"]["num_steps"] > 0
 
 

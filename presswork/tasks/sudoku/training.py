@@ -3,7 +3,7 @@
 B puzzles a step, R noised canvases of each.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -268,3 +268,42 @@ def _causal_part(prompts: Tensor, responses: Tensor, *, with_loss: bool) -> tupl
     targets = torch.full_like(ids, IGNORED_TARGET)
     targets[:, PROMPT_LENGTH - 1 : -1] = responses
     return ids, targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PuzzlePlan:
+    """A recipe's data: freshly corrupted canvases.
+
+    Args:
+        pool_size, pool_seed: minimal puzzles to draw from, and what decides them.
+        batch: how batches are drawn from them.
+    """
+
+    pool_size: int = 120_000
+    pool_seed: int = 12345
+    batch: BatchConfig = field(default_factory=BatchConfig)
+
+    def open(self, model: Transformer) -> PuzzleBatches:
+        """The training batches; making the pool takes a minute."""
+        return PuzzleBatches(self.pool_size, self.pool_seed, self.batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalkPlan:
+    """A recipe's data: canvases that walk.
+
+    Args:
+        pool_size, pool_seed, batch: as in PuzzlePlan.
+        num_boards, visits: as in PuzzleWalks.
+    """
+
+    pool_size: int = 120_000
+    pool_seed: int = 12345
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    num_boards: int = 640
+    visits: int = 12
+
+    def open(self, model: Transformer) -> PuzzleWalks:
+        """The training batches, which watch this model."""
+        batches = PuzzleBatches(self.pool_size, self.pool_seed, self.batch)
+        return PuzzleWalks(batches, model, self.num_boards, self.visits)
