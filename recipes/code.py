@@ -1,9 +1,12 @@
 """The embedded `code` model, from nothing on a CPU: Python functions and plain technical English.
 
-python recipes/code_corpus.py --out data/code
-presswork train recipes/code.py --out runs/code
+Make the corpus first:
+
+    python recipes/data/code.py --wheels data/wheels --pages data/pages --out data/code
+    presswork train recipes/code.py
 """
 
+import shutil
 from pathlib import Path
 
 from presswork.config import ModelConfig, RopeConfig, periodic_layers
@@ -22,6 +25,12 @@ def model_config() -> ModelConfig:
         moe_intermediate_size=64, sliding_window=256, canvas_length=64, sliding_rope=RopeConfig(theta=1e4),
         full_rope=RopeConfig(theta=1e5, proportional=True, rotary_fraction=0.5), max_position_embeddings=4096,
     )  # fmt: skip
+
+
+def write_text_files(folder: Path) -> None:
+    """Copy what the corpus script wrote."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(DATA / name, folder / name)
 
 
 def recipe() -> Recipe:
@@ -50,4 +59,5 @@ def recipe() -> Recipe:
             "stability_threshold": 1,
             "confidence_threshold": 0.005,
         },
+        write_text_files=write_text_files,
     )

@@ -1,7 +1,9 @@
 """The embedded `molecules` model, from nothing on a CPU: SMILES from MOSES.
 
-pip download --no-deps molsets==0.3.1 -d data
-presswork train recipes/molecules.py --out runs/molecules
+The set comes out of a wheel:
+
+    pip download --no-deps molsets==0.3.1 -d data
+    presswork train recipes/molecules.py
 """
 
 from presswork.config import ModelConfig, RopeConfig, periodic_layers

@@ -1,7 +1,9 @@
 """The embedded `sudoku` model, first of two runs: from nothing on a CPU, on uniform corruption.
 
-presswork train recipes/sudoku.py --out runs/sudoku
-presswork train recipes/sudoku_walks.py --out runs/sudoku_walks
+Both runs, 35 and 75 minutes on two cores:
+
+    presswork train recipes/sudoku.py
+    presswork train recipes/sudoku_walks.py
 """
 
 from presswork.tasks.sudoku.encoding import EOS_ID

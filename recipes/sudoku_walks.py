@@ -1,7 +1,4 @@
-"""The embedded `sudoku` model, second of two runs: canvases that walk through the sampler; see recipes/sudoku.py.
-
-presswork train recipes/sudoku_walks.py --out runs/sudoku_walks
-"""
+"""The embedded `sudoku` model, second of two runs: canvases that walk through the sampler; see recipes/sudoku.py."""
 
 from pathlib import Path
 
