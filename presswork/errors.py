@@ -9,6 +9,7 @@ PressworkError
 │   └── TemplateError                      the chat template refused the messages
 ├── QueueFullError         (RuntimeError)  the engine's queue bound is reached; try again later
 ├── EngineClosedError      (RuntimeError)  the engine was closed before or while the request ran
+├── DataError              (ValueError)    training or evaluation data cannot be used
 ├── TrainingError          (RuntimeError)  a training run cannot go on
 └── GenerationError        (RuntimeError)  a request failed while it ran
     ├── NonFiniteError                     the model produced NaN or infinity for this request
@@ -55,7 +56,7 @@ class EngineClosedError(PressworkError, RuntimeError):
 
 
 class DataError(PressworkError, ValueError):
-    """Training data that cannot be used."""
+    """Training or evaluation data that cannot be used."""
 
 
 class TrainingError(PressworkError, RuntimeError):

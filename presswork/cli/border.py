@@ -3,7 +3,7 @@
 Codes:
     0    done
     1    failed while it ran, or `doctor` found that a model does not fit
-    2    a wrong flag, value, prompt or environment variable
+    2    a wrong flag, value, prompt, environment variable or data file
     3    no such model
     4    a checkpoint that cannot be used
     130  Ctrl-C
@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 import typer
 
-from presswork.errors import CheckpointError, ConfigError, ModelNotFoundError, PressworkError, RequestError
+from presswork.errors import CheckpointError, ConfigError, DataError, ModelNotFoundError, PressworkError, RequestError
 
 _CODES: tuple[tuple[type[PressworkError], int], ...] = (
-    (ModelNotFoundError, 3), (CheckpointError, 4), (ConfigError, 2), (RequestError, 2), (PressworkError, 1),
+    (ModelNotFoundError, 3), (CheckpointError, 4), (ConfigError, 2), (RequestError, 2),
+    (DataError, 2), (PressworkError, 1),
 )  # fmt: skip
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 # The base of what the flag parser raises has no public name in every version of the library.

@@ -15,6 +15,7 @@ from presswork.cli import app
 from presswork.cli.sudoku import EXAMPLE
 from presswork.cli.watch import CanvasView
 from presswork.engine.loader import load
+from presswork.tasks.molecules.smiles import VOCAB_SIZE, build_tokenizer
 from presswork.tasks.sudoku.encoding import read_puzzle
 from presswork.tasks.sudoku.generate import solve
 from presswork.testing import tiny_model
@@ -180,6 +181,22 @@ def test_version_and_help(capsys):
     assert run(capsys, "--version")[1].startswith("presswork 0.")
     for verb in ("run", "chat", "show", "list", "pull", "bench", "doctor", "eval"):
         assert run(capsys, verb, "--help")[0] == 0
+
+
+def test_eval_counts_molecules(capsys, tmp_path):
+    pytest.importorskip("rdkit", reason="rdkit is an extra")
+    folder = tmp_path / "model"
+    save_model(tiny_model(vocab_size=VOCAB_SIZE).to(torch.bfloat16), folder)
+    build_tokenizer(folder)
+    code, out, _ = run(capsys, "eval", "molecules", "--model", str(folder), "--num", "3", "--steps", "2", "--json")
+    report = json.loads(out)
+    assert code == 0 and report["num"] == 3 and 0 <= report["valid"] <= 1 and "novelty" not in report
+    code, _, err = run(
+        capsys, "eval", "molecules", "--model", str(folder), "--num", "3", "--mode", "both", "--steps", "2"
+    )
+    assert code == 0 and "diffusion, 3 molecules" in err and "ar, 3 molecules" in err
+    code, _, err = run(capsys, "eval", "molecules", "--model", str(folder), "--moses", str(tmp_path / "none.whl"))
+    assert code == 2 and "pip download --no-deps molsets" in err
 
 
 RECIPE = str(Path(__file__).parents[1] / "training" / "recipe_for_tests.py")

@@ -27,6 +27,7 @@ def evaluate() -> None:
     \b
     Examples:
       presswork eval sudoku --num 1000 --clues 30-45 --seed 1 --json
+      presswork eval molecules --model runs/molecules/model
       presswork eval sudoku --help
     """
 
@@ -89,6 +90,7 @@ def sudoku(
 @app.command()
 def molecules(
     context: typer.Context,
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)],
     num: Annotated[int, typer.Option(help="Molecules to generate.", min=1)] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the first; the others count on from it.", min=0)] = 0,
     moses: Annotated[
@@ -96,7 +98,6 @@ def molecules(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")] = None,
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "diffusion",
-    model: ModelOption = "molecules",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
     as_json: JsonOption = False,
@@ -107,8 +108,8 @@ def molecules(
 
     \b
     Examples:
-      presswork eval molecules --num 10000 --json
-      presswork eval molecules --num 1000 --mode both --moses data/molsets-0.3.1-py3-none-any.whl
+      presswork eval molecules --model runs/molecules/model --num 10000 --json
+      presswork eval molecules --model runs/molecules/model --moses data/molsets-0.3.1-py3-none-any.whl
     """
     from presswork.tasks.molecules.evaluate import evaluate as judge
     from presswork.tasks.molecules.training import read_moses
