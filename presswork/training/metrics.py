@@ -11,13 +11,14 @@ from presswork.errors import TrainingError
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
 
 
 class MetricsLog:
-    """Appends reports to a run's folder; a context manager, which closes the files."""
+    """Appends figures to a run's folder; a context manager, which closes the files."""
 
-    def __init__(self, folder: Path):
-        self._path = folder / METRICS_FILE
+    def __init__(self, folder: Path, name: str = METRICS_FILE):
+        self._path = folder / name
         self._board: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -50,9 +51,9 @@ class MetricsLog:
                     self._board.add_scalar(name, value, step)
 
 
-def read_metrics(folder: Path) -> list[dict[str, float | None]]:
-    """The reports of a run, oldest first; of a step that was done twice, after a crash, the later."""
-    path = folder / METRICS_FILE
+def read_metrics(folder: Path, name: str = METRICS_FILE) -> list[dict[str, float | None]]:
+    """The figures of a run, oldest first; of a step that was done twice, after a crash, the later."""
+    path = folder / name
     if not path.exists():
         return []
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

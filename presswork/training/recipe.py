@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type
 
 import torch
 
-from presswork.config import ModelConfig
+from presswork.config import ModelConfig, require
 from presswork.errors import ConfigError
 from presswork.models.transformer import Transformer
 from presswork.training.config import TrainConfig
@@ -97,6 +97,8 @@ class Recipe:
         data: what is trained on.
         train: how.
         generation: sampling defaults the finished model is saved with.
+        evaluate: tells how well a model does the task, from an engine that holds it; figures by name.
+        evaluate_every: steps between evaluations, whole reports; 0 never evaluates.
         write_text_files: writes the tokenizer and the template into the finished model's folder; None copies those of
             the checkpoint the run started from.
     """
@@ -105,7 +107,16 @@ class Recipe:
     data: BatchPlan
     train: TrainConfig
     generation: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: Callable[[Any], Mapping[str, float]] | None = None
+    evaluate_every: int = 0
     write_text_files: Callable[[Path], None] | None = None
+
+    def __post_init__(self) -> None:
+        every, log_every = self.evaluate_every, self.train.log_every
+        require(
+            every >= 0 and every % log_every == 0,
+            f"evaluate_every must be 0 or a multiple of train.log_every ({log_every}), got {every}",
+        )
 
 
 def load_recipe(path: str | Path) -> Recipe:

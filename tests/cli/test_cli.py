@@ -20,6 +20,7 @@ from presswork.tasks.sudoku.encoding import read_puzzle
 from presswork.tasks.sudoku.generate import solve
 from presswork.testing import tiny_model
 from presswork.training.checkpoint import load_state
+from presswork.training.metrics import read_metrics
 from presswork.weights.save import save_model
 
 
@@ -206,7 +207,8 @@ def test_train_makes_a_model_that_loads_and_goes_on_where_it_stopped(capsys, tmp
     folder = tmp_path / "run"
     code, out, err = run(capsys, "train", RECIPE, "--out", str(folder), "--json")
     assert code == 0 and "train.num_steps = 4" in err and "step 4 of 4: canvas " in err
-    assert json.loads(out)["last"]["step"] == 3
+    assert json.loads(out)["last"]["step"] == 3 and "step 2: length 5.000" in err
+    assert read_metrics(folder, "evaluations.jsonl") == [{"step": 1, "length": 5.0}, {"step": 3, "length": 5.0}]
     assert load(folder / "model").generate(prompt_token_ids=[3], max_tokens=3, ignore_eos=True).token_ids
     code, _, err = run(capsys, "train", RECIPE, "--out", str(folder))
     assert code == 0 and "going on at step 4" in err

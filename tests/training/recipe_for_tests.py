@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from presswork.engine.engine import Engine
 from presswork.models.transformer import Transformer
 from presswork.tasks.molecules.smiles import build_tokenizer
 from presswork.testing import tiny_config
@@ -35,8 +36,15 @@ def recipe() -> Recipe:
             checkpoint_every=2, validate_every=2,
         ),
         generation={"max_denoising_steps": 4, "eos_token_id": [1]},
+        evaluate=length_written,
+        evaluate_every=2,
         write_text_files=write_text_files,
     )  # fmt: skip
+
+
+def length_written(engine: Engine) -> dict[str, float]:
+    """How much the model has to say."""
+    return {"length": float(len(engine.generate(prompt_token_ids=[3], max_tokens=5, ignore_eos=True).token_ids))}
 
 
 def write_text_files(folder: Path) -> None:

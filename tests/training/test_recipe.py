@@ -39,6 +39,7 @@ def test_fields_are_set_by_their_path_and_read_as_their_type() -> None:
         ("train.optimizer.betas=0.9", "'0.9' cannot be read as"),
         ("train.num_steps.x=1", "train.num_steps has no field 'x'; it has none"),
         ("train.num_steps=0", "num_steps must be positive, got 0"),
+        ("train.log_every=3", "evaluate_every must be 0 or a multiple of train.log_every (3), got 2"),
     ],
 )
 def test_what_cannot_be_set_is_one_clear_line(setting: str, message: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from presswork.cli.output import format_count, note, print_json, shown
+from presswork.errors import PressworkError
 
 if TYPE_CHECKING:
     from presswork.text.tokenizer import Tokenizer
@@ -57,7 +58,7 @@ def train(
     num_parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     at = f", going on at step {trainer.next_step}" if trainer.next_step else ""
     note(f"training {format_count(num_parameters)} parameters in {folder}{at}")
-    last = _run(trainer)
+    last = _run(trainer, wanted)
     if not trainer.is_done:
         note(f"stopped after step {trainer.next_step}; run the same command again to go on")
         raise typer.Exit(130)
@@ -69,13 +70,36 @@ def train(
         print_json({"folder": str(folder), "model": str(target), "last": None if last is None else asdict(last)})
 
 
-def _run(trainer: "Trainer") -> "StepReport | None":
+def _run(trainer: "Trainer", recipe: "Recipe") -> "StepReport | None":
     """Train with a bar where standard error is a terminal, else a line a report; returns the last report."""
+    from presswork.training.metrics import EVALUATIONS_FILE, MetricsLog
+
     last: StepReport | None = None
-    with _stops_cleanly(trainer), _bar(trainer) as show:
+    trainer.folder.mkdir(parents=True, exist_ok=True)
+    with _stops_cleanly(trainer), _bar(trainer) as show, MetricsLog(trainer.folder, EVALUATIONS_FILE) as log:
         for last in trainer.run():
             show(last)
+            if recipe.evaluate is not None and recipe.evaluate_every and (last.step + 1) % recipe.evaluate_every == 0:
+                try:
+                    figures = _evaluate(trainer, recipe)
+                except PressworkError as error:
+                    note(f"step {last.step + 1}: not evaluated: {error}")
+                    continue
+                log.write(last.step, {"step": last.step, **figures})
+                note(f"step {last.step + 1}: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
     return last
+
+
+def _evaluate(trainer: "Trainer", recipe: "Recipe") -> dict[str, float]:
+    """The recipe's own figures of the averaged weights."""
+    from presswork.engine.engine import Engine
+    from presswork.training.run import averaged_model
+
+    assert recipe.evaluate is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = _tokenizer(recipe, Path(scratch))
+        engine = Engine(averaged_model(trainer), tokenizer=tokenizer, generation_config=dict(recipe.generation))
+        return dict(recipe.evaluate(engine))
 
 
 @contextmanager
