@@ -1,4 +1,4 @@
-"""The embedded `code` model, from nothing on a CPU: Python functions and plain technical English.
+"""A `code` model, from nothing on a CPU: Python functions and plain technical English.
 
 Make the corpus first:
 

@@ -1,4 +1,4 @@
-"""The embedded `molecules` model, from nothing on a CPU: SMILES from MOSES.
+"""A `molecules` model, from nothing on a CPU: SMILES from MOSES.
 
 The set comes out of a wheel:
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         partial.replace(target)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise CheckpointError(f"cannot write {target}: {error}; the previous state is kept") from error
 
 

@@ -87,5 +87,9 @@ class TrainConfig:
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         for name in ("accumulate", "checkpoint_every", "log_every"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(
+            self.patience == 0 or self.validate_every > 0,
+            f"patience counts validations: set validate_every too, got patience {self.patience}",
+        )
         for name in ("validate_every", "patience"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")

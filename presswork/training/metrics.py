@@ -2,9 +2,10 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from presswork.errors import TrainingError
 
@@ -17,7 +18,8 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 class MetricsLog:
     """Appends figures to a run's folder; a context manager, which closes the files."""
 
-    def __init__(self, folder: Path, name: str = METRICS_FILE):
+    def __init__(self, folder: Path, name: str = METRICS_FILE, *, first_step: int = 0):
+        """Open the files; TensorBoard forgets what it had from first_step on."""
         self._path = folder / name
         self._board: Any = None
         try:
@@ -25,7 +27,7 @@ class MetricsLog:
         except ImportError:
             logger.info("no TensorBoard file: tensorboard is not installed; pip install 'presswork[train]'")
         else:
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -39,8 +41,10 @@ class MetricsLog:
     def write(self, step: int, figures: dict[str, float | None]) -> None:
         """One line, and one point of every curve; figures that are None have none."""
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(figures) + "\n")
+            with self._path.open("a+b") as file:
+                # A crash may have left half a line.
+                is_torn = file.tell() > 0 and _last_byte(file) != b"\n"
+                file.write((b"\n" if is_torn else b"") + json.dumps(figures).encode() + b"\n")
         except OSError as error:
             raise TrainingError(
                 f"cannot write {self._path}: {error}; run again to go on from the last state"
@@ -51,10 +55,23 @@ class MetricsLog:
                     self._board.add_scalar(name, value, step)
 
 
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)
+
+
 def read_metrics(folder: Path, name: str = METRICS_FILE) -> list[dict[str, float | None]]:
-    """The figures of a run, oldest first; of a step that was done twice, after a crash, the later."""
+    """The figures of a run, oldest first; of a step that was done twice, after a crash, the later. Torn lines are left
+    out.
+    """
     path = folder / name
     if not path.exists():
         return []
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    return [line for _, line in sorted({int(line["step"]): line for line in lines}.items())]
+    found: dict[int, dict[str, float | None]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            figures = json.loads(line)
+            found[int(figures["step"])] = figures
+        except (ValueError, TypeError, KeyError):
+            continue
+    return [found[step] for step in sorted(found)]

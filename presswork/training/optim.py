@@ -51,12 +51,18 @@ class MasterOptimizer:
 
     @torch.no_grad()
     def step(self, step: int) -> float:
-        """Take the gradients the backward pass left, move the masters, refresh the model; returns the gradient norm."""
+        """Take the gradients the backward pass left, move the masters, refresh the model; returns the gradient norm.
+
+        If that is not finite, nothing moves.
+        """
         for name, parameter in self._parameters.items():
             grad = parameter.grad
             self.masters[name].grad = torch.zeros_like(self.masters[name]) if grad is None else grad.float()
             parameter.grad = None
-        norm = torch.nn.utils.clip_grad_norm_(self.masters.values(), self._config.clip_norm)
+        norm = torch.nn.utils.get_total_norm([m.grad for m in self.masters.values() if m.grad is not None])
+        if not torch.isfinite(norm):
+            return float(norm)
+        torch.nn.utils.clip_grads_with_norm_(self.masters.values(), self._config.clip_norm, norm)
         rate = learning_rate(self._config, step, self._num_steps)
         for group in self._adamw.param_groups:
             group["lr"] = rate

@@ -6,10 +6,11 @@ B rows a step, T tokens of a row, R canvases of a row, L canvas.
     canvases         ~~~~~~~~        ~~~~__       ~~~~~~~~        each over the tokens before it in its own document;
                                                                   what lies behind a document's end is end-of-text
 
-Every row is a function of (seed, its number in the run's endless sequence of rows) alone: a resumed run, and any number
-of workers, see the rows that one worker would have seen.
+Every row is a function of (seed, its number in the run's endless sequence of rows) alone: a resumed run sees the rows
+it would have seen.
 """
 
+import logging
 import math
 import zipfile
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from presswork.models.transformer import Transformer
 from presswork.ops.lanes import kernel
 from presswork.training.loss import IGNORED_TARGET, Batch, Drafts
 
+logger = logging.getLogger(__name__)
+
 ANYWHERE = -1
 
 DRAFT_TIME = 0.75
@@ -41,13 +44,23 @@ class Documents:
     Args:
         tokens: all tokens; each document begins with a token that no canvas covers, and ends with its end token.
         offsets: where each document begins, and the end of the last.
-        prompt_lengths: leading tokens of each document that no canvas covers; canvases then lie side by side behind
-            them. ANYWHERE: plain text, whose canvases may begin at any token but the first.
+        prompt_lengths: leading tokens of each document that no canvas covers, at least 1; canvases then lie side by
+            side behind them. ANYWHERE: plain text, whose canvases may begin at any token but the first.
     """
 
     tokens: NDArray[np.int32]
     offsets: NDArray[np.int64]
     prompt_lengths: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        offsets, lengths = self.offsets, self.prompt_lengths
+        if len(offsets) != len(lengths) + 1 or offsets[0] != 0 or offsets[-1] != len(self.tokens):
+            raise DataError(
+                f"documents do not fit together: {len(self.tokens)} tokens, {len(offsets)} offsets, "
+                f"{len(lengths)} prompt lengths"
+            )
+        if (np.diff(offsets) < 0).any() or ((lengths < 1) & (lengths != ANYWHERE)).any():
+            raise DataError("documents are broken: offsets must rise and prompt lengths be 1 or more, or ANYWHERE")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -62,9 +75,9 @@ class PackConfig:
         num_rows, row_length: B and T.
         canvases_per_row: R.
         span_share: share of canvases whose noise covers one span while all else is clean, as in filling a gap.
-        self_conditioned_share: share of a row's canvases that are fed a first pass's belief.
-        draft_share: share of self-conditioned canvases, among those with at most DRAFT_TIME of noise, whose second pass
-            reads the sampler's next canvas in place of the noised one: it holds mistakes the model itself makes.
+        self_conditioned_share: share of the canvases that are fed a first pass's belief.
+        draft_share: share of self-conditioned canvases, among those with at most DRAFT_TIME of noise all over, whose
+            second pass reads the sampler's next canvas in place of the noised one: it holds the model's own mistakes.
         causal_on_prompt: whether the causal loss counts prompt tokens too.
         seed: decides everything that is drawn.
     """
@@ -84,6 +97,7 @@ class PackConfig:
             value = getattr(self, name)
             require(value is None or value > 0, f"{name} must be positive, got {value}")
         require(self.row_length > 1, f"row_length must be at least 2, got {self.row_length}")
+        require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         for name in ("span_share", "self_conditioned_share", "draft_share"):
             require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
@@ -101,35 +115,41 @@ class _Piece:
 class PackedBatches:
     """The batch of step 0, 1, ... over packed documents; documents come in a new order in every epoch.
 
-    A document longer than a row is cut into pieces of a row's length, each a document of its own.
+    Plain text longer than a row is cut into pieces of a row's length, each a document of its own; of a longer document
+    with a prompt the first piece is used. Pieces that leave no room for a canvas are left out.
 
     Raises:
-        DataError: no document has two tokens or more.
+        ConfigError: a row is no longer than a canvas.
+        DataError: no document has room for a canvas, or one has a token the model does not know.
     """
 
-    def __init__(
-        self, documents: Documents, config: PackConfig, model: ModelConfig, worker: int = 0, num_workers: int = 1
-    ):
+    def __init__(self, documents: Documents, config: PackConfig, model: ModelConfig):
         self.config = config
         self._vocab_size, self._eos_id = model.vocab_size, model.eos_token_id
         self._canvas_length = config.canvas_length or model.canvas_length
-        self._documents, self._worker, self._num_workers = documents, worker, num_workers
-        self._pieces = _cut(documents, config.row_length)
-        if not len(self._pieces):
-            raise DataError("there is nothing to train on: no document has two tokens or more")
-        hidden = self._pieces[:, 2] >= self._pieces[:, 1] - self._pieces[:, 0]
-        if hidden.any():
+        self._documents = documents
+        length = self._canvas_length
+        require(config.row_length > length, f"row_length must be above the canvas's {length}, got {config.row_length}")
+        low, high = (0, 0) if not len(documents.tokens) else (documents.tokens.min(), documents.tokens.max())
+        if low < 0 or high >= model.vocab_size:
             raise DataError(
-                f"{int(hidden.sum())} documents are all prompt, or their prompts fill a row; leave them out"
+                f"the documents hold token {int(low if low < 0 else high)}, the model knows 0 to "
+                f"{model.vocab_size - 1}; they were made with another tokenizer"
             )
+        pieces = _cut(documents, config.row_length)
+        has_room = np.array([len(_places(_piece(row), 0, length)[0]) > 0 for row in pieces], bool)
+        self._pieces = pieces[has_room] if len(pieces) else pieces
+        if not len(self._pieces):
+            raise DataError("there is nothing to train on: no document has room for a canvas behind its first token")
+        if not has_room.all():
+            logger.warning("left out, no room for a canvas: %d pieces of documents", int((~has_room).sum()))
         self._rows = pack(self._pieces[:, 1] - self._pieces[:, 0], config.row_length, config.seed)
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
     def __call__(self, step: int) -> Batch:
-        """The batch of a step: this worker's share of its rows."""
-        config = self.config
-        first = step * config.num_rows * self._num_workers + self._worker * config.num_rows
-        return self.assemble([first + i for i in range(config.num_rows)])
+        """The batch of a step."""
+        first = step * self.config.num_rows
+        return self.assemble([first + i for i in range(self.config.num_rows)])
 
     def assemble(self, rows: list[int]) -> Batch:
         """The batch made of these rows of the endless sequence."""
@@ -147,7 +167,9 @@ class PackedBatches:
             ends = self._fill(row, ids[i], targets[i], origins[i])
             self._place(rng, ends, ids[i], starts[i], canvas_origins[i], x0[i])
             xt[i], times = self._noised(rng, x0[i])
-            num_chosen = round(config.self_conditioned_share * config.canvases_per_row)
+            # Rows take turns at what is left over, so that batches differ little in how many are chosen.
+            wanted = config.self_conditioned_share * config.canvases_per_row
+            num_chosen = math.floor((row + 1) * wanted + 1e-9) - math.floor(row * wanted + 1e-9)
             chosen[i, rng.permutation(config.canvases_per_row)[:num_chosen]] = True
             drafted[i] = chosen[i] & (times <= DRAFT_TIME) & (rng.random(len(times)) < config.draft_share)
             uniform[i], noise[i] = rng.random(x0[i].shape), rng.integers(0, self._vocab_size, x0[i].shape)
@@ -177,8 +199,7 @@ class PackedBatches:
         """Write a row's documents; returns (first, end, piece) of each in the row."""
         placed, at = [], 0
         for index in self._pieces_of(row):
-            begin, end, prompt_length, is_last = (int(x) for x in self._pieces[index])
-            piece = _Piece(begin, end, prompt_length, bool(is_last))
+            piece = _piece(self._pieces[index])
             stop = at + piece.end - piece.begin
             ids[at:stop], origins[at:stop] = self._documents.tokens[piece.begin : piece.end], at
             targets[at : stop - 1] = ids[at + 1 : stop]
@@ -193,24 +214,17 @@ class PackedBatches:
         self, rng: np.random.Generator, placed: list[tuple[int, int, _Piece]], ids: NDArray[np.int64],
         starts: NDArray[np.int64], origins: NDArray[np.int64], x0: NDArray[np.int64],
     ) -> None:  # fmt: skip
-        """Choose where a row's canvases begin, evenly over the places there are, and copy their tokens."""
+        """Choose where a row's canvases begin, evenly over its tokens, and copy what they hold."""
         length = self._canvas_length
         places: list[tuple[int, int, int]] = []
+        weights: list[int] = []
         for at, stop, piece in placed:
-            # A cut document's last whole canvas is the last one whose tokens are all known.
-            limit = stop if piece.is_last else max(at + 2, stop - length + 1)
-            if piece.prompt_length == ANYWHERE:
-                places += [(start, at, stop) for start in range(at + 1, limit)]
-            else:
-                places += [(start, at, stop) for start in range(at + piece.prompt_length, limit, length)]
-        num = len(starts)
-        order = rng.permutation(len(places))
-        for i in range(num):
-            if len(places) >= num:
-                low, high = i * len(places) // num, (i + 1) * len(places) // num
-                chosen = int(rng.integers(low, high))
-            else:
-                chosen = order[i % len(places)]
+            found, weight = _places(piece, at, length)
+            places += [(start, at, stop) for start in found]
+            weights += [weight] * len(found)
+        ends = np.cumsum(weights)
+        marks = (np.arange(len(starts)) + rng.random()) * ends[-1] / len(starts)
+        for i, chosen in enumerate(np.searchsorted(ends, marks, side="right")):
             start, origin, stop = places[chosen]
             starts[i], origins[i] = start, origin
             x0[i, : min(length, stop - start)] = ids[start : min(stop, start + length)]
@@ -218,16 +232,19 @@ class PackedBatches:
     def _noised(
         self, rng: np.random.Generator, x0: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-        """(xt, t): uniform corruption with evenly spread times; in some canvases of one span alone."""
+        """(xt, t): uniform corruption with evenly spread times; in some canvases of one span alone, whose t is 1."""
         num, length = x0.shape
         times = MIN_TIME + (1 - MIN_TIME) * rng.permutation((np.arange(num) + rng.random(num)) / num)
         replaced = rng.random((num, length)) < times[:, None]
         noise = rng.integers(0, self._vocab_size, (num, length))
+        spanned = np.zeros(num, bool)
         for i in np.flatnonzero(rng.random(num) < self.config.span_share):
             width = int(rng.integers(1, max(2, length // 2 + 1)))
             first = int(rng.integers(0, length - width + 1))
             replaced[i, :first] = replaced[i, first + width :] = False
-        return np.where(replaced, noise, x0), times
+            spanned[i] = True
+        # A draft would put mistakes into what a span leaves clean.
+        return np.where(replaced, noise, x0), np.where(spanned, 1.0, times)
 
     def _pieces_of(self, row: int) -> NDArray[np.int64]:
         """The pieces in a row of the endless sequence: every epoch has all packed rows in an order of its own."""
@@ -240,6 +257,23 @@ class PackedBatches:
         return self._rows[self._order[place]]
 
 
+def _piece(row: NDArray[np.int64]) -> _Piece:
+    begin, end, prompt_length, is_last = (int(x) for x in row)
+    return _Piece(begin, end, prompt_length, bool(is_last))
+
+
+def _places(piece: _Piece, at: int, canvas_length: int) -> tuple[range, int]:
+    """(rows' positions where canvases of a piece that lies at `at` may begin, tokens that each stands for).
+
+    Behind a document's end comes end-of-text; a piece that was cut has whole canvases only.
+    """
+    stop = at + piece.end - piece.begin
+    limit = stop if piece.is_last else stop - canvas_length + 1
+    if piece.prompt_length == ANYWHERE:
+        return range(at + 1, limit), 1
+    return range(at + piece.prompt_length, limit, canvas_length), canvas_length
+
+
 def _cut(documents: Documents, row_length: int) -> NDArray[np.int64]:
     """(begin, end, prompt length, is last) of pieces of at most a row's length; pieces of one token are left out."""
     pieces = []
@@ -249,7 +283,9 @@ def _cut(documents: Documents, row_length: int) -> NDArray[np.int64]:
         while stop - begin > 1:
             end = min(stop, begin + row_length)
             pieces.append((begin, end, prompt_length, end == stop))
-            begin, prompt_length = end, ANYWHERE
+            if prompt_length != ANYWHERE:
+                break
+            begin = end
     return np.array(pieces, np.int64).reshape(-1, 4)
 
 
@@ -289,6 +325,7 @@ def pack(lengths: NDArray[np.int64], row_length: int, seed: int) -> list[NDArray
     Args:
         lengths: of the pieces, 1 to row_length.
     """
+    assert len(lengths) == 0 or (lengths.min() >= 1 and lengths.max() <= row_length)
     shuffled = np.random.default_rng(seed).permutation(len(lengths))
     order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     row_of = np.zeros(len(lengths), np.int64)
@@ -325,7 +362,7 @@ def load_documents(path: Path) -> Documents:
         with np.load(path) as saved:
             tokens = saved["tokens"].astype(np.int32, copy=False)
             return Documents(tokens=tokens, offsets=saved["offsets"], prompt_lengths=saved["prompt_lengths"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read {path}: {error}; prepare the data again") from error
 
 

@@ -6,6 +6,7 @@ of them can be set from outside by its path: `train.optimizer.peak_rate=1e-3`.
 
 import importlib.util
 import json
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -132,6 +133,8 @@ def load_recipe(path: str | Path) -> Recipe:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{file} is not a Python file; a recipe ends in .py and defines recipe()")
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up there.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except (SyntaxError, ImportError) as error:
@@ -164,15 +167,26 @@ def override(value: Any, settings: Sequence[str]) -> Any:
 
 
 def _set(value: Any, names: list[str], text: str, path: str) -> Any:
-    known = [f.name for f in fields(value)] if is_dataclass(value) else []
-    if names[0] not in known or isinstance(value, type):
-        where = ".".join(path.split(".")[: -len(names)]) or "the recipe"
-        raise ConfigError(f"{path}: {where} has no field {names[0]!r}; it has {', '.join(known) or 'none'}")
-    current = getattr(value, names[0])
+    if isinstance(value, Mapping) and len(names) == 1:
+        return {**value, names[0]: _literal(text)}
+    where = ".".join(path.split(".")[: -len(names)]) or "the recipe"
+    if not is_dataclass(value) or isinstance(value, type):
+        raise ConfigError(f"{path}: {where} has no field {names[0]!r}; it has none")
+    known = [f.name for f in fields(value)]
+    if names[0] not in known:
+        raise ConfigError(f"{path}: {where} has no field {names[0]!r}; it has {', '.join(known)}")
     if len(names) > 1:
-        return replace(value, **{names[0]: _set(current, names[1:], text, path)})
+        return replace(value, **{names[0]: _set(getattr(value, names[0]), names[1:], text, path)})
     hint = get_type_hints(type(value))[names[0]]
     return replace(value, **{names[0]: _parse(hint, text, path)})
+
+
+def _literal(text: str) -> Any:
+    """A value of a mapping, which names no types: a number, true, false, none or a list of such; else the text."""
+    try:
+        return json.loads("null" if text.lower() == "none" else text)
+    except ValueError:
+        return text
 
 
 def _parse(hint: Any, text: str, path: str) -> Any:
@@ -208,7 +222,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [describe(item) for item in value]
     if callable(value):
-        return f"{value.__module__}.{value.__qualname__}"
+        return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from presswork.errors import ConfigError, DataError
+from presswork.errors import ConfigError, TrainingError
 from presswork.models.transformer import Transformer
 from presswork.text.tokenizer import TOKENIZER_FILES
+from presswork.training.checkpoint import STATE_FILE
 from presswork.training.recipe import FromCheckpoint, Recipe, ValidatedPlan, as_json, describe
 from presswork.training.trainer import Trainer
 from presswork.weights.config_files import write_generation_config
@@ -30,28 +31,40 @@ def open_run(recipe: Recipe, folder: Path) -> Trainer:
         ConfigError: the folder holds a run of another recipe.
         DataError: there is nothing to train on.
     """
-    _remember(recipe, folder)
+    _refuse_another(recipe, folder)
     model = recipe.start.build()
     validation = recipe.data.validate_on(model) if isinstance(recipe.data, ValidatedPlan) else ()
-    return Trainer(model, recipe.data.open(model), recipe.train, folder, validation)
+    trainer = Trainer(model, recipe.data.open(model), recipe.train, folder, validation)
+    _remember(recipe, folder)
+    return trainer
+
+
+def _refuse_another(recipe: Recipe, folder: Path) -> None:
+    """Raise where the folder's state is that of a recipe with other values."""
+    file = folder / RECIPE_FILE
+    if not file.exists() or not (folder / STATE_FILE).exists():
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {file}: {error}; remove it to go on with the run there") from error
+    changes = _differences(before, describe(recipe))
+    if changes:
+        raise ConfigError(
+            f"{folder} holds a run of another recipe: {'; '.join(changes[:3])}; go on with that one, or train in "
+            "another folder"
+        )
 
 
 def _remember(recipe: Recipe, folder: Path) -> None:
     file = folder / RECIPE_FILE
-    if file.exists():
-        before, now = json.loads(file.read_text(encoding="utf-8")), describe(recipe)
-        changes = _differences(before, now)
-        if changes:
-            raise ConfigError(
-                f"{folder} holds a run of another recipe: {'; '.join(changes[:3])}; go on with that one, or train in "
-                "another folder"
-            )
-        return
+    partial = file.with_suffix(".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(as_json(recipe) + "\n", encoding="utf-8")
+        partial.write_text(as_json(recipe) + "\n", encoding="utf-8")
+        partial.replace(file)
     except OSError as error:
-        raise DataError(f"cannot write {file}: {error}") from error
+        raise TrainingError(f"cannot write {file}: {error}") from error
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

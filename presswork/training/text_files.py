@@ -91,9 +91,16 @@ class ExampleReader:
         return examples
 
     def _completion(self, prompt: str, completion: str) -> Example:
+        """The completion as the template closes a turn; as it is where the template knows no assistant turns."""
+        if not completion:
+            raise DataError("the completion is empty")
         if self._template is None:
             return self._pair(prompt, completion, add_special_tokens=True)
-        rendered = self._template.render([{"role": "user", "content": prompt}])
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+        rendered = self._template.render(turns[:1])
+        whole = self._template.render(turns, add_generation_prompt=False)
+        if whole.startswith(rendered + completion):
+            completion = whole[len(rendered) :].rstrip("\n")
         return self._pair(rendered, completion, add_special_tokens=False)
 
     def _pair(self, prompt: str, completion: str, *, add_special_tokens: bool) -> Example:
@@ -106,11 +113,12 @@ class ExampleReader:
         return Example(before + after, len(before))
 
 
-def read_examples(files: Sequence[Path], reader: ExampleReader, row_length: int) -> Documents:
+def read_examples(files: Sequence[Path], reader: ExampleReader, row_length: int, canvas_length: int) -> Documents:
     """The documents of files, in their order. Lines that cannot be used are named and counted, in the log.
 
     Args:
-        row_length: tokens that fit into a row; longer examples are cut, and left out if their prompt alone fills it.
+        row_length: tokens that fit into a row; of longer examples what does not fit is not trained.
+        canvas_length: a longer example whose prompt leaves less than this is left out.
 
     Raises:
         DataError: a file is missing, or no line of any can be used.
@@ -125,18 +133,21 @@ def read_examples(files: Sequence[Path], reader: ExampleReader, row_length: int)
             faults.append(f"{where}: {error}")
             continue
         for example in found:
-            if example.prompt_length >= row_length:
-                faults.append(f"{where}: the prompt's {example.prompt_length} tokens fill a row of {row_length}")
+            is_cut = example.prompt_length != ANYWHERE and len(example.tokens) > row_length
+            if is_cut and example.prompt_length + canvas_length > row_length:
+                faults.append(
+                    f"{where}: the prompt's {example.prompt_length} tokens leave no canvas of {canvas_length} in a row "
+                    f"of {row_length}"
+                )
                 continue
-            if example.prompt_length != ANYWHERE and len(example.tokens) > row_length:
-                num_cut, example = num_cut + 1, Example(example.tokens[:row_length], example.prompt_length)
+            num_cut += is_cut
             examples.append(example)
     for fault in faults[:_NUM_SHOWN]:
         logger.warning("left out: %s", fault)
     if len(faults) > _NUM_SHOWN:
         logger.warning("left out: %d more", len(faults) - _NUM_SHOWN)
     if num_cut:
-        logger.warning("cut to a row of %d tokens: %d examples", row_length, num_cut)
+        logger.warning("longer than a row of %d tokens, trained so far: %d examples", row_length, num_cut)
     if not examples:
         reason = faults[0] if faults else "the files are empty"
         raise DataError(f"nothing to train on in {', '.join(map(str, files)) or 'no files'}: {reason}")
@@ -211,4 +222,5 @@ class TextPlan:
         config = model.config
         template = ChatTemplate.from_folder(folder, tokenizer)
         reader = ExampleReader(tokenizer, template, config.bos_token_id, config.eos_token_id)
-        return PackedBatches(read_examples(files, reader, self.pack.row_length), self.pack, config)
+        canvas_length = self.pack.canvas_length or config.canvas_length
+        return PackedBatches(read_examples(files, reader, self.pack.row_length, canvas_length), self.pack, config)

@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from presswork.errors import TrainingError
+from presswork.errors import CheckpointError, ConfigError, TrainingError
 from presswork.models.transformer import Transformer
 from presswork.training.attention import PLAIN_ATTENTION, AttentionFunctions
 from presswork.training.checkpoint import load_state, save_state
@@ -98,11 +99,17 @@ class Trainer:
         folder: Path,
         validation: Sequence[Batch] = (),
     ):
-        self.model = model.to(getattr(torch, config.dtype)).train()
+        if config.patience and not validation:
+            raise ConfigError(
+                f"patience is {config.patience}, but there is nothing to validate on; give some, or set 0"
+            )
         if not any(p.requires_grad for p in model.parameters()):
-            self.model.requires_grad_(True)
+            model.requires_grad_(True)
         self.config, self.folder, self._source, self._validation = config, folder, source, validation
-        self.optimizer = MasterOptimizer(self.model, config.optimizer, config.num_steps, config.ema_decay)
+        # Before the model is rounded, so that the masters are not.
+        self.optimizer = MasterOptimizer(model, config.optimizer, config.num_steps, config.ema_decay)
+        self.model = model.to(getattr(torch, config.dtype)).train()
+        self._best: dict[str, Tensor] = {}
         self._progress = _Progress()
         self._is_asked_to_stop = False
         self._attend = _prepare(self.model, config.compile)
@@ -114,6 +121,7 @@ class Trainer:
             if isinstance(source, CarryingSource):
                 source.restore(state["source"])
             self._progress = _Progress(**state["progress"])
+            self._best = state["best"]
             logger.info("resumed %s at step %d", folder, self.next_step)
 
     @property
@@ -133,14 +141,14 @@ class Trainer:
         """Train to the last step (or `until`), yielding a report every log_every steps.
 
         Raises:
-            TrainingError: the loss is not finite; the offending batch is saved beside the state.
+            TrainingError: the loss or its gradient is not finite; the offending batch is saved beside the state.
             CheckpointError: the state cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         last = self.config.num_steps if until is None else min(until, self.config.num_steps)
         progress, started, before = self._progress, time.perf_counter(), self._progress.elapsed_s
         num_canvases, num_tokens, mark = 0, 0, time.perf_counter()
-        with MetricsLog(self.folder) as metrics:
+        with MetricsLog(self.folder, first_step=progress.next_step) as metrics:
             while progress.next_step < last and not progress.is_stopped and not self._is_asked_to_stop:
                 step = progress.next_step
                 losses, norm, counted = self._step(step)
@@ -170,14 +178,26 @@ class Trainer:
                 balance_weight=self.config.balance_weight, attend=self._attend,
             )  # fmt: skip
             if not torch.isfinite(losses.total):
-                save_state(self.folder / "failed", {"step": step, "batch": asdict(batch)})
-                raise TrainingError(f"the loss of step {step} is not finite; its batch is in {self.folder / 'failed'}")
+                raise self._failure("loss", step, batch)
             if isinstance(self._source, CarryingSource):
                 self._source.observe(number, batch, losses.hidden, self.model)
             (losses.total / count).backward()
             num_canvases += batch.starts.shape[0]
             num_tokens += batch.ids.numel() + batch.x0.numel()
-        return losses, self.optimizer.step(step), (num_canvases, num_tokens)
+        norm = self.optimizer.step(step)
+        if not math.isfinite(norm):
+            raise self._failure("gradient", step, batch)
+        return losses, norm, (num_canvases, num_tokens)
+
+    def _failure(self, what: str, step: int, batch: Batch) -> TrainingError:
+        """The error of a step that cannot be taken; its batch is written down where that is possible."""
+        folder = self.folder / "failed"
+        try:
+            save_state(folder, {"step": step, "batch": asdict(batch)})
+            where = f"its batch is in {folder}"
+        except CheckpointError as error:
+            where = f"its batch is lost: {error}"
+        return TrainingError(f"the {what} of step {step} is not finite; {where}")
 
     def _look(self, step: int) -> None:
         """Validate where it is due. Mutates the progress."""
@@ -186,6 +206,8 @@ class Trainer:
             return
         progress.validation = self.validate()
         total = progress.validation[0] + config.encoder_weight * progress.validation[1]
+        if config.patience and total < progress.best_loss:
+            self._best = {name: tensor.clone() for name, tensor in self.optimizer.average.items()}
         progress.num_worse = 0 if total < progress.best_loss else progress.num_worse + 1
         progress.best_loss = min(progress.best_loss, total)
         progress.is_stopped = 0 < config.patience <= progress.num_worse
@@ -218,14 +240,17 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state a later run resumes from."""
-        state = {"optimizer": self.optimizer.state(), "progress": asdict(self._progress)}
+        state = {"optimizer": self.optimizer.state(), "progress": asdict(self._progress), "best": self._best}
         if isinstance(self._source, CarryingSource):
             state["source"] = self._source.state()
         save_state(self.folder, state)
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """The moving average of the master weights, by parameter name, float32."""
-        return self.optimizer.average
+        """The moving average of the master weights, by parameter name, float32.
+
+        With patience it is the one whose validation loss was lowest.
+        """
+        return self._best or self.optimizer.average
 
 
 def _prepare(model: Transformer, compile_passes: bool) -> AttentionFunctions:
@@ -241,7 +266,8 @@ def _prepare(model: Transformer, compile_passes: bool) -> AttentionFunctions:
     torch._dynamo.config.recompile_limit = 64
     for layer in model.decoder.layers:
         layer.project = torch.compile(layer.project, dynamic=False)  # type: ignore[union-attr]
-        layer.finish = torch.compile(layer.finish, dynamic=False)  # type: ignore[union-attr]
+        for name in ("finish", "join", "mix"):
+            setattr(layer, name, torch.compile(getattr(layer, name), dynamic=False))
     return AttentionFunctions(
         causal=torch.compile(PLAIN_ATTENTION.causal, dynamic=False),
         canvases=torch.compile(PLAIN_ATTENTION.canvases, dynamic=False),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from presswork.errors import ConfigError, RequestError
 from presswork.ops.head_loss import expected_embedding, head_cross_entropy, logit_gradients
 from tests.ops.closeness import DTYPES, random
 
@@ -102,3 +103,33 @@ def test_no_gradient_reaches_the_hidden_rows_of_a_belief() -> None:
     hidden, weight = random(3, 8).requires_grad_(), random(9, 8, seed=1).requires_grad_()
     expected_embedding(hidden, weight, weight, 30.0).sum().backward()
     assert hidden.grad is None and weight.grad is not None
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.tensor([0, 9]), "targets reach from 0 to 9; ids must be 0 to 8"),
+        (torch.tensor([-1, 0]), "targets reach from -1 to 0"),
+        (torch.tensor([0, 1], dtype=torch.int32), r"targets must be int64 of shape \[2\], got torch.int32"),
+        (torch.tensor([0]), r"targets must be int64 of shape \[2\]"),
+    ],
+)
+def test_targets_that_are_no_ids_are_refused(targets, message: str, impl) -> None:
+    with pytest.raises(RequestError, match=message):
+        logit_gradients(random(2, 9), targets, 30.0, 1.0, impl)
+
+
+def test_an_impl_that_cannot_be_had_is_refused() -> None:
+    targets = torch.tensor([0, 1])
+    with pytest.raises(ConfigError, match="rows lie one after the other"):
+        logit_gradients(random(9, 2).T, targets, 30.0, 1.0, "fast")
+    with pytest.raises(ConfigError, match="unknown impl 'bogus'"):
+        logit_gradients(random(9, 2).T, targets, 30.0, 1.0, "bogus")  # type: ignore[arg-type]
+
+
+def test_a_loss_alone_is_the_same_without_its_gradient() -> None:
+    hidden, weight, targets = random(7, 16), random(33, 16, seed=1), torch.arange(7)
+    with torch.no_grad():
+        alone = head_cross_entropy(hidden, weight, targets, 30.0)
+    assert torch.equal(alone[0], head_cross_entropy(hidden.requires_grad_(), weight, targets, 30.0)[0].detach())

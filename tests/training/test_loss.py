@@ -177,9 +177,9 @@ class TestBalance:
 
 
 def drafts(canvases: list[int]) -> Drafts:
-    num = len(canvases)
+    num, generator = len(canvases), torch.Generator().manual_seed(5)
     return Drafts(
-        canvases=torch.tensor(canvases), uniform=torch.rand(num, CANVAS, dtype=torch.float64),
+        canvases=torch.tensor(canvases), uniform=torch.rand(num, CANVAS, dtype=torch.float64, generator=generator),
         noise=draw(num, CANVAS, seed=9), bounds=torch.linspace(0.1, 30, num) if num > 1 else torch.tensor([12.0]),
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from presswork.errors import ConfigError
-from presswork.training.metrics import read_metrics
+from presswork.training.metrics import MetricsLog, read_metrics
 from presswork.training.recipe import FromCheckpoint, as_json, describe, load_recipe, override
 from presswork.training.run import averaged_model, export, open_run
 from presswork.weights.load import load_model
@@ -25,6 +25,13 @@ def test_fields_are_set_by_their_path_and_read_as_their_type() -> None:
     assert (found.train.num_steps, found.train.compile, found.data.first, found.start.seed) == (7, True, 3, 5)
     assert found.train.optimizer.peak_rate == 0.01 and found.train.optimizer.betas == (0.8, 0.9)
     assert found.train.optimizer.algorithm == "muon" and found.train.log_every == 1
+
+
+def test_generation_defaults_can_be_set_too() -> None:
+    found = override(load_recipe(FILE), ["generation.entropy_bound=0.3", "generation.stability_threshold=none"])
+    assert found.generation == {
+        "max_denoising_steps": 4, "eos_token_id": [1], "entropy_bound": 0.3, "stability_threshold": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -88,6 +95,16 @@ def test_a_run_keeps_its_recipe_and_refuses_another(tmp_path: Path) -> None:
         open_run(override(recipe, ["train.num_steps=9"]), tmp_path)
 
 
+def test_a_run_that_never_began_leaves_its_folder_to_any_recipe(tmp_path: Path) -> None:
+    recipe = load_recipe(FILE)
+    open_run(recipe, tmp_path)
+    assert open_run(override(recipe, ["train.num_steps=9"]), tmp_path).config.num_steps == 9
+    list(open_run(recipe, tmp_path).run(until=2))
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"cannot read .*recipe.json.*remove it to go on"):
+        open_run(recipe, tmp_path)
+
+
 def test_the_exported_model_has_the_averaged_weights(tmp_path: Path) -> None:
     recipe = load_recipe(FILE)
     trainer = open_run(recipe, tmp_path)
@@ -118,7 +135,8 @@ def test_a_run_can_start_from_what_another_made(tmp_path: Path) -> None:
 def test_figures_of_a_run_are_read_back_once_a_step(tmp_path: Path) -> None:
     reports = list(open_run(load_recipe(FILE), tmp_path).run())
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 3, "loss": 0.5}) + "\n")
+        file.write('{"step": 3, "lo')
+    MetricsLog(tmp_path).write(3, {"step": 3, "loss": 0.5})
     figures = read_metrics(tmp_path)
     assert [line["step"] for line in figures] == [0, 1, 2, 3] and figures[3] == {"step": 3, "loss": 0.5}
     assert figures[1]["loss"] == reports[1].loss and read_metrics(tmp_path / "nowhere") == []

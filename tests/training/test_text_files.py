@@ -60,9 +60,15 @@ def test_every_assistant_turn_is_an_example(tokenizer, reader) -> None:
 
 
 def test_prompts_go_through_the_template_as_in_generation(tokenizer, reader) -> None:
-    assert shown(tokenizer, reader, {"prompt": "C", "completion": "CO"}) == [("<bos>(C)[", "CO<eos>")]
+    assert shown(tokenizer, reader, {"prompt": "C", "completion": "CO"}) == [("<bos>(C)[", "CO]<eos>")]
     bare = ExampleReader(tokenizer, None, BOS_ID, EOS_ID)
     assert shown(tokenizer, bare, {"prompt": "C", "completion": "CO"}) == [("<bos>C", "CO<eos>")]
+
+
+def test_a_template_without_assistant_turns_gets_the_completion_as_it_is(tmp_path, tokenizer) -> None:
+    build_tokenizer(tmp_path)
+    reader = ExampleReader(tokenizer, ChatTemplate.from_folder(tmp_path, tokenizer), BOS_ID, EOS_ID)
+    assert shown(tokenizer, reader, {"prompt": "C", "completion": "CO"}) == [("<bos>C", "CO<eos>")]
 
 
 def test_plain_text_has_no_prompt(tokenizer, reader) -> None:
@@ -82,14 +88,17 @@ def test_plain_text_has_no_prompt(tokenizer, reader) -> None:
         ('{"messages": []}', "line 2: messages hold no assistant turn"),
         ('{"messages": "C"}', "line 2: messages hold no assistant turn"),
         ('{"messages": [{"role": "assistant"}]}', "line 2: "),
-        ('{"prompt": "' + "C" * 50 + '", "completion": "C"}', "line 2: the prompt's 54 tokens fill a row of 40"),
+        (
+            '{"prompt": "' + "C" * 50 + '", "completion": "C"}',
+            "line 2: the prompt's 54 tokens leave no canvas of 8 in a row of 40",
+        ),
     ],
 )
 def test_a_bad_line_is_named_and_counted_and_the_others_are_kept(tmp_path, reader, caplog, line, message) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text('{"text": "CC"}\n' + line + '\n\n{"text": "CO"}\n')
     with caplog.at_level(logging.INFO):
-        documents = read_examples([file], reader, 40)
+        documents = read_examples([file], reader, 40, 8)
     assert len(documents) == 2 and "2 examples, 1 left out" in caplog.text
     assert "line 4" not in caplog.text
     assert re.search(f"left out: .*data.jsonl, {message}", caplog.text)
@@ -99,26 +108,26 @@ def test_many_bad_lines_are_counted(tmp_path, reader, caplog) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text('{"text": "CC"}\n' + "no\n" * 25)
     with caplog.at_level(logging.INFO):
-        read_examples([file], reader, 40)
+        read_examples([file], reader, 40, 8)
     assert "left out: 15 more" in caplog.text and "1 examples, 25 left out" in caplog.text
 
 
 def test_long_completions_are_cut_and_counted(tmp_path, reader, caplog) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(json.dumps({"prompt": "C", "completion": "C" * 60}))
-    documents = read_examples([file], reader, 40)
-    assert documents.offsets.tolist() == [0, 40] and "cut to a row of 40 tokens: 1 examples" in caplog.text
+    documents = read_examples([file], reader, 40, 8)
+    assert len(documents) == 1 and "longer than a row of 40 tokens, trained so far: 1 examples" in caplog.text
 
 
 def test_files_that_cannot_be_used(tmp_path, reader) -> None:
     with pytest.raises(DataError, match=r"cannot read .*missing.jsonl: No such file"):
-        read_examples([tmp_path / "missing.jsonl"], reader, 40)
+        read_examples([tmp_path / "missing.jsonl"], reader, 40, 8)
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match=r"nothing to train on in .*empty.jsonl: the files are empty"):
-        read_examples([tmp_path / "empty.jsonl"], reader, 40)
+        read_examples([tmp_path / "empty.jsonl"], reader, 40, 8)
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="not UTF-8 text"):
-        read_examples([tmp_path / "bad.txt"], reader, 40)
+        read_examples([tmp_path / "bad.txt"], reader, 40, 8)
 
 
 def test_a_plan_opens_files_as_batches(tmp_path, folder: Path) -> None:
@@ -135,12 +144,3 @@ def test_a_plan_opens_files_as_batches(tmp_path, folder: Path) -> None:
     model: object = Model()
     assert isinstance(plan.open(model), PackedBatches)  # type: ignore[arg-type]
     assert len(plan.validate_on(model)) == 3  # type: ignore[arg-type]
-
-
-def test_documents_that_are_all_prompt_are_refused(tmp_path, reader) -> None:
-    file = tmp_path / "data.jsonl"
-    file.write_text('{"prompt": "C", "completion": "CO"}\n')
-    documents = read_examples([file], reader, 40)
-    documents.prompt_lengths[:] = len(documents.tokens)
-    with pytest.raises(DataError, match="1 documents are all prompt"):
-        PackedBatches(documents, PackConfig(), tiny_config())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from presswork.diffusion.corruption import corrupt, draw_times
-from presswork.errors import CheckpointError, TrainingError
+from presswork.errors import CheckpointError, ConfigError, TrainingError
 from presswork.testing import tiny_model
 from presswork.training import checkpoint
 from presswork.training.checkpoint import STATE_FILE, load_state
@@ -138,6 +138,35 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_its_batch(tmp_path) -> None:
     assert state is not None and state["progress"]["next_step"] == 2
 
 
+def test_a_gradient_that_is_not_finite_moves_nothing(tmp_path) -> None:
+    trained = trainer(tmp_path, checkpoint_every=1)
+    list(trained.run(until=2))
+    before = {name: master.clone() for name, master in trained.optimizer.masters.items()}
+    hook = trained.model.decoder.norm.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(TrainingError, match="the gradient of step 2 is not finite; its batch is in"):
+        list(trained.run())
+    hook.remove()
+    assert all(torch.equal(master, before[name]) for name, master in trained.optimizer.masters.items())
+    assert len(list(trainer(tmp_path).run())) == 4
+
+
+def test_a_failed_batch_that_cannot_be_written_does_not_hide_the_failure(tmp_path) -> None:
+    trained = trainer(tmp_path)
+    (tmp_path / "failed").touch()
+    with torch.no_grad():
+        trained.model.decoder.norm.fill_(float("nan"))
+    with pytest.raises(TrainingError, match="the loss of step 0 is not finite; its batch is lost: cannot write"):
+        list(trained.run())
+
+
+def test_masters_are_not_rounded_to_what_the_passes_compute_in(tmp_path) -> None:
+    model = tiny_model()
+    before = model.decoder.embedding.detach().clone()
+    trained = Trainer(model, counting, config(dtype="bfloat16"), tmp_path)
+    assert torch.equal(trained.optimizer.masters["decoder.embedding"], before)
+    assert not torch.equal(model.decoder.embedding.float(), before)
+
+
 def test_metrics_are_a_line_a_report(tmp_path) -> None:
     reports = list(trainer(tmp_path, num_steps=5, log_every=2).run())
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -224,6 +253,27 @@ def test_a_loss_that_stops_falling_stops_the_run_also_when_resumed(tmp_path, mon
     second = start()
     assert [report.step for report in second.run()] == [6, 7] and second.is_done and second.next_step == 8
     assert start().is_done and list(start().run()) == []
+
+
+def test_patience_keeps_the_weights_of_the_lowest_loss(tmp_path, monkeypatch) -> None:
+    falling = iter([(3.0, 0.0), (2.0, 0.0), (2.5, 0.0), (2.1, 0.0)])
+    seen: list[torch.Tensor] = []
+
+    def look(self: Trainer) -> tuple[float, float]:
+        seen.append(self.optimizer.average["decoder.norm"].clone())
+        return next(falling)
+
+    monkeypatch.setattr(Trainer, "validate", look)
+    held = [counting(0)]
+    trained = Trainer(tiny_model(), counting, config(20, validate_every=2, patience=2), tmp_path, held)
+    list(trained.run())
+    again = Trainer(tiny_model(), counting, config(20, validate_every=2, patience=2), tmp_path, held)
+    for one in (trained, again):
+        assert torch.equal(one.averaged_weights()["decoder.norm"], seen[1]) and not torch.equal(seen[1], seen[3])
+    with pytest.raises(ConfigError, match="patience is 2, but there is nothing to validate on"):
+        Trainer(tiny_model(), counting, config(20, validate_every=2, patience=2), tmp_path / "none")
+    with pytest.raises(ConfigError, match="patience counts validations"):
+        config(20, patience=2)
 
 
 def test_a_run_that_is_asked_to_stop_ends_after_its_step_and_goes_on_later(tmp_path) -> None:

@@ -115,6 +115,8 @@ def molecules(
     from presswork.tasks.molecules.training import read_moses
 
     modes = _modes(mode)
+    if modes == ["ar"] and steps is not None:
+        raise RequestError("mode 'ar' takes no denoise steps: leave out --steps")
     known = [] if moses is None else read_moses(moses, "train")
     sampling = {} if steps is None else {"max_denoising_steps": steps}
     engine = open_engine(context.obj, model, device=device, dtype=dtype)

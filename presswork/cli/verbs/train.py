@@ -4,7 +4,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +78,11 @@ def _run(trainer: "Trainer", recipe: "Recipe") -> "StepReport | None":
     trainer.folder.mkdir(parents=True, exist_ok=True)
     with _stops_cleanly(trainer), _bar(trainer) as show, MetricsLog(trainer.folder, EVALUATIONS_FILE) as log:
         for last in trainer.run():
-            show(last)
+            try:
+                show(last)
+            except BrokenPipeError:
+                trainer.save()
+                raise
             if recipe.evaluate is not None and recipe.evaluate_every and (last.step + 1) % recipe.evaluate_every == 0:
                 try:
                     figures = _evaluate(trainer, recipe)
@@ -107,9 +111,11 @@ def _stops_cleanly(trainer: "Trainer") -> Iterator[None]:
     """Ctrl-C and SIGTERM end the run after its step, with the state written; a second Ctrl-C ends it at once."""
 
     def ask(number: int, frame: Any) -> None:
-        note("stopping after this step; press Ctrl-C again to stop at once")
         trainer.ask_to_stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Whoever read our output may be gone, or be in the middle of it.
+        with suppress(OSError, RuntimeError):
+            note("stopping after this step; press Ctrl-C again to stop at once")
 
     before = {kind: signal.signal(kind, ask) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:

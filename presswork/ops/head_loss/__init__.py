@@ -4,12 +4,15 @@ N rows, D width, V vocabulary. Products are formed some rows at a time in the we
 are taken in float32, and the gradient takes the products' place.
 """
 
+from types import ModuleType
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from presswork.errors import ConfigError, RequestError
 from presswork.ops.choice import Impl, takes_fast
 from presswork.ops.head_loss import fast, reference
 from presswork.ops.vocab_head import read_vocab
@@ -36,10 +39,31 @@ def logit_gradients(
         impl: "auto" takes the compiled CPU twin where it can, see presswork.ops.choice.
 
     Raises:
+        RequestError: targets that are not one id below V for each row.
         ConfigError: an unknown impl, or "fast" for tensors it cannot take.
     """
-    chosen = fast if products.is_contiguous() and takes_fast(impl, products) else reference
+    _check_targets(targets, *products.shape)
+    chosen = _choose(impl, products)
     return chosen.logit_gradients(products, targets, softcap, scale)
+
+
+def _choose(impl: Impl, products: Tensor) -> ModuleType:
+    if not takes_fast(impl, products):
+        return reference
+    if products.is_contiguous():
+        return fast
+    if impl == "fast":
+        raise ConfigError("impl='fast' needs products whose rows lie one after the other; use impl='auto'")
+    return reference
+
+
+def _check_targets(targets: Tensor, num: int, vocab: int) -> None:
+    if targets.shape != (num,) or targets.dtype != torch.int64:
+        raise RequestError(f"targets must be int64 of shape [{num}], got {targets.dtype} {list(targets.shape)}")
+    if num and targets.device.type == "cpu":
+        low, high = (int(bound) for bound in targets.aminmax())
+        if low < 0 or high >= vocab:
+            raise RequestError(f"targets reach from {low} to {high}; ids must be 0 to {vocab - 1}")
 
 
 def head_cross_entropy(
@@ -58,14 +82,16 @@ def head_cross_entropy(
     Args:
         chunk_elements: products that exist at a time.
     """
-    return _HeadCrossEntropy.apply(hidden, weight, targets, softcap, chunk_elements, impl)  # type: ignore[return-value]
+    is_trained = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return _HeadCrossEntropy.apply(hidden, weight, targets, softcap, chunk_elements, impl, is_trained)  # type: ignore[return-value]
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, chunk: int, impl: Impl
-    ) -> tuple[Tensor, Tensor]:
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, chunk: int,
+        impl: Impl, is_trained: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         num, rows = max(1, targets.shape[0]), max(1, chunk // weight.shape[0])
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         right = torch.zeros((), dtype=torch.int64, device=hidden.device)
@@ -76,18 +102,19 @@ class _HeadCrossEntropy(torch.autograd.Function):
             products = F.linear(hidden[part], weight)
             losses, is_right = logit_gradients(products, targets[part], softcap, 1 / num, impl)
             loss, right = loss + losses.sum(), right + is_right.sum()
-            grad_hidden[part] = products @ weight
-            grad_weight += products.T @ hidden[part]
+            if is_trained:
+                grad_hidden[part] = products @ weight
+                grad_weight += products.T @ hidden[part]
         ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(right)  # type: ignore[attr-defined]
         return loss / num, right
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_hidden, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
         scale = grads[0]
         return (
-            grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale.to(grad_weight.dtype), None, None, None, None
+            grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale.to(grad_weight.dtype), *[None] * 5
         )  # fmt: skip
 
 
@@ -117,7 +144,7 @@ class _ExpectedEmbedding(torch.autograd.Function):
         ones = torch.ones(hidden.shape[0], device=hidden.device)
         reading = read_vocab(
             hidden.detach(), weight.detach(), softcap=softcap, temperature=ones, soft_embedding=True,
-            soft_source=source.detach(),
+            soft_source=source.detach(), impl="reference" if impl == "reference" else "auto",
         )  # fmt: skip
         assert reading.soft_embedding is not None
         return reading.soft_embedding.to(source.dtype)
@@ -132,7 +159,6 @@ class _ExpectedEmbedding(torch.autograd.Function):
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             products = F.linear(hidden[part], weight)
-            chosen = fast if takes_fast(impl, products) else reference
-            chosen.softmax_in_place(products, softcap)
+            _choose(impl, products).softmax_in_place(products, softcap)
             total += products.T @ grad[part]
         return None, None, total.to(grad.dtype), None, None, None

@@ -1,1 +1,1 @@
-"""Python functions and plain technical English: corpus, tokenizer, model, evaluation."""
+"""Python functions and plain technical English: corpus, tokenizer, evaluation."""

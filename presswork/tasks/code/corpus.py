@@ -23,7 +23,9 @@ MIN_CHARS, MAX_CHARS = 80, 2000
 _PERMISSIVE = re.compile(
     r"\b(MIT|BSD|Apache|PSF|PSFL|Python Software Foundation|ISC|HPND|CC0|Unlicense|Public Domain|0BSD|Zlib)\b", re.I
 )
-_OTHERS = re.compile(r"(GPL|GNU|MPL|Mozilla|EUPL|CeCILL|Proprietary|Commercial|SSPL|BUSL|AGPL|ZPL|Artistic)", re.I)
+_OTHERS = re.compile(
+    r"(GPL|GNU|MPL|Mozilla|EUPL|CeCILL|Propriet|Commerc|Commons|SSPL|BUSL|ZPL|Artistic|Elastic|CC-BY)", re.I
+)
 _SKIPPED_PARTS = re.compile(
     r"(^|/)(tests?|testing|_?vendor(ed)?|_vendored_packages|third_party|thirdparty|externals?|generated|_generated"
     r"|conftest|test_\w*|\w*_test|\w*_pb2(_grpc)?|setup|versioneer|_version|migrations|locale|data|examples?)(/|\.py$)"
@@ -42,7 +44,9 @@ class Wheel:
 
     @property
     def is_permissive(self) -> bool:
-        return bool(_PERMISSIVE.search(self.licence)) and not _OTHERS.search(self.licence)
+        """Whether every licence that applies is one of those known to let its text be used and passed on."""
+        parts = [part for part in re.split(r"\bAND\b|;", self.licence) if part.strip() not in ("", "OSI Approved")]
+        return bool(parts) and not _OTHERS.search(self.licence) and all(map(_PERMISSIVE.search, parts))
 
 
 def read_wheel(path: Path) -> Wheel:
@@ -84,7 +88,8 @@ def functions_of(source: str) -> Iterator[str]:
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    lines = source.splitlines(keepends=True)
+    # As the parser counts lines: form feeds and the like do not end one.
+    lines = source.replace("\r\n", "\n").split("\n")
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
@@ -99,7 +104,7 @@ def functions_of(source: str) -> Iterator[str]:
 
 def _source_of(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> str | None:
     first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-    text = textwrap.dedent("".join(lines[first - 1 : node.end_lineno])).strip() + "\n"
+    text = textwrap.dedent("\n".join(lines[first - 1 : node.end_lineno])).strip() + "\n"
     if not MIN_CHARS <= len(text) <= MAX_CHARS or not text.isascii() or "\t" in text:
         return None
     statements = len(node.body)
@@ -107,7 +112,7 @@ def _source_of(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -
         return None
     digits = sum(c.isdigit() for c in text)
     longest = max(len(line) for line in text.splitlines())
-    return None if digits > 0.15 * len(text) or longest > 140 else text
+    return text if digits <= 0.15 * len(text) and longest <= 140 and parses(text) else None
 
 
 def fingerprint(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Runs generated Python in a process of its own, with little time, little memory and nothing to write to.
+"""Runs generated Python in a process of its own, with little time and little memory.
 
 Limits keep mistakes from doing harm: endless loops, huge lists, files written by accident. They are no wall against
 code that means harm; run that in a container or a virtual machine.
@@ -6,6 +6,7 @@ code that means harm; run that in a container or a virtual machine.
 
 import contextlib
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -22,15 +23,17 @@ for kind, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds)
                     (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, 64)):
     resource.setrlimit(kind, (limit, limit))
 source = sys.stdin.read()
-del ctypes, resource
 exec(compile(source, "generated", "exec"), {"__name__": "generated"})
+# Programs that end themselves before their end do not come here.
+with open(int(sys.argv[3]), "w") as end:
+    end.write(sys.argv[4])
 """
 _MAX_REASON = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program ended: `passed` if it ran through; otherwise `reason` is timeout, or the last line of its error."""
+    """How a program ended: `passed` if its last line was reached; otherwise `reason` says what kept it from there."""
 
     passed: bool
     reason: str = ""
@@ -45,22 +48,28 @@ def run_isolated(source: str, *, timeout_s: float = 5.0, memory_bytes: int = 1 <
     """
     with tempfile.TemporaryDirectory() as scratch:
         errors = Path(scratch) / "errors"
-        command = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(memory_bytes), str(max(1, round(timeout_s + 1)))]
-        with errors.open("wb") as sink:
+        word, (end, told) = secrets.token_hex(16), os.pipe()
+        limits = [str(memory_bytes), str(max(1, round(timeout_s + 1)))]
+        command = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *limits, str(told), word]
+        with errors.open("wb") as sink, open(end, "rb") as ending:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=sink, cwd=scratch, env={},
-                start_new_session=True,
+                start_new_session=True, pass_fds=(told,),
             )  # fmt: skip
+            os.close(told)
             try:
                 process.communicate(source.encode("utf-8", "replace"), timeout=timeout_s)
             except subprocess.TimeoutExpired:
                 return Outcome(False, "timeout")
             finally:
                 _end(process)
-        if process.returncode == 0:
+            has_ended = ending.read().decode("utf-8", "replace") == word
+        if process.returncode == 0 and has_ended:
             return Outcome(True)
         lines = errors.read_bytes()[-2000:].decode("utf-8", "replace").strip().splitlines()
-        return Outcome(False, (lines[-1] if lines else f"exit {process.returncode}")[:_MAX_REASON])
+        return Outcome(
+            False, (lines[-1] if lines else f"ended itself with exit code {process.returncode}")[:_MAX_REASON]
+        )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from presswork.engine.engine import Engine
 from presswork.engine.params import Mode
-from presswork.errors import ConfigError
-from presswork.tasks.molecules.smiles import BOS_ID
+from presswork.errors import ConfigError, UnsupportedError
+from presswork.tasks.molecules.smiles import BOS_ID, VOCAB_SIZE
 
 _BATCH = 64
 _MAX_TOKENS = 64
@@ -73,6 +73,9 @@ def evaluate(
     Returns: num, seed, mode, the keys of `score`, mean_steps (denoise steps a molecule; for ar, tokens), tokens_per_s,
         wall_s and five samples.
     """
+    canonical("C")  # rather now than after all of them are made
+    if engine.model.config.vocab_size != VOCAB_SIZE:
+        raise UnsupportedError(f"model {engine.name!r} does not write SMILES; give one with the molecules' vocabulary")
     if mode == "ar":
         params = {"temperature": 1.0, **params}
     texts: list[str] = []

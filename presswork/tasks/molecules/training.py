@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from presswork.config import require
 from presswork.errors import DataError
 from presswork.models.transformer import Transformer
 from presswork.tasks.molecules.smiles import encode_molecules
@@ -54,6 +55,10 @@ class MosesPlan:
     free_share: float = 0.2
     limit: int | None = None
     num_validation: int = 8
+
+    def __post_init__(self) -> None:
+        require(0 <= self.free_share <= 1, f"free_share must lie in [0, 1], got {self.free_share}")
+        require(self.limit is None or self.limit > 0, f"limit must be positive or none, got {self.limit}")
 
     def open(self, model: Transformer) -> PackedBatches:
         """The training batches."""

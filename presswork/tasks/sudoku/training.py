@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from presswork.config import ModelConfig, RopeConfig, periodic_layers
+from presswork.config import ModelConfig, RopeConfig, periodic_layers, require
 from presswork.diffusion.accept import EntropyBoundRule
 from presswork.diffusion.corruption import corrupt, draw_times
 from presswork.diffusion.sampler import DiffusionRules
@@ -103,6 +103,13 @@ class BatchConfig:
     curriculum_steps: int = 1000
     causal_every: int = 4
     seed: int = 777
+
+    def __post_init__(self) -> None:
+        for name in ("num_puzzles", "canvases_per_puzzle", "causal_every"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("curriculum_steps", "seed"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require(0 <= self.minimal_share <= 1, f"minimal_share must lie in [0, 1], got {self.minimal_share}")
 
 
 class PuzzleBatches:
@@ -283,6 +290,9 @@ class PuzzlePlan:
     pool_seed: int = 12345
     batch: BatchConfig = field(default_factory=BatchConfig)
 
+    def __post_init__(self) -> None:
+        require(self.pool_size > 0, f"pool_size must be positive, got {self.pool_size}")
+
     def open(self, model: Transformer) -> PuzzleBatches:
         """The training batches; making the pool takes a minute."""
         return PuzzleBatches(self.pool_size, self.pool_seed, self.batch)
@@ -302,6 +312,13 @@ class WalkPlan:
     batch: BatchConfig = field(default_factory=BatchConfig)
     num_boards: int = 640
     visits: int = 12
+
+    def __post_init__(self) -> None:
+        for name in ("pool_size", "visits"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        least = self.batch.num_puzzles
+        require(self.num_boards >= least, f"num_boards must be at least a step's {least}, got {self.num_boards}")
+        require(self.batch.canvases_per_puzzle > 1, "canvases_per_puzzle must be at least 2: one of them does not walk")
 
     def open(self, model: Transformer) -> PuzzleWalks:
         """The training batches, which watch this model."""
