@@ -22,6 +22,7 @@ from presswork.testing import tiny_model
 from presswork.training.checkpoint import load_state
 from presswork.training.metrics import read_metrics
 from presswork.weights.save import save_model
+from tests.weights.folders import write_autoregressive
 
 
 @pytest.fixture(scope="session")
@@ -180,8 +181,19 @@ def test_a_closed_pipe_is_quiet():
 
 def test_version_and_help(capsys):
     assert run(capsys, "--version")[1].startswith("presswork 0.")
-    for verb in ("run", "chat", "show", "list", "pull", "bench", "doctor", "eval"):
+    for verb in ("run", "chat", "show", "list", "pull", "bench", "doctor", "eval", "train", "convert"):
         assert run(capsys, verb, "--help")[0] == 0
+
+
+def test_convert_makes_a_folder_that_loads(capsys, tmp_path):
+    source = write_autoregressive(tmp_path / "source", tiny_model())
+    code, _, err = run(capsys, "convert", str(source), str(tmp_path / "new"), "--canvas", "8")
+    assert code == 0 and "wrote" in err
+    engine = load(tmp_path / "new")
+    assert engine.model.config.canvas_length == 8
+    assert engine.generate(prompt_token_ids=[3], max_tokens=2, ignore_eos=True).stats.num_denoise_steps > 0
+    code, _, err = run(capsys, "convert", str(source), str(tmp_path / "new"))
+    assert code == 4 and "is there and not an empty folder" in err
 
 
 def test_eval_counts_molecules(capsys, tmp_path):

@@ -11,7 +11,7 @@ from torch import Tensor
 from presswork.config import ModelConfig
 from presswork.models.transformer import Transformer
 from presswork.weights.config_files import write_config
-from presswork.weights.names import checkpoint_places
+from presswork.weights.names import DECODER, checkpoint_places
 
 
 def named_tensors(model: Transformer) -> dict[str, Tensor]:
@@ -58,3 +58,20 @@ def assert_same_weights(ours: Transformer, theirs: Transformer) -> None:
     for name, tensor in ours.state_dict().items():
         assert tensor.dtype == expected[name].dtype, name
         assert tensor.equal(expected[name]), name
+
+
+def write_autoregressive(folder: Path, model: Transformer) -> Path:
+    """A model's decoder weights as a folder of the autoregressive family of the same architecture."""
+    folder.mkdir(exist_ok=True)
+    tensors = {
+        "model." + name.removeprefix(DECODER): tensor
+        for name, tensor in named_tensors(model).items()
+        if name.startswith(DECODER) and "self_conditioning" not in name
+    }
+    write_folder(folder, model.config, tensors)
+    edit_json(folder / "config.json", model_type="gemma4")
+    edit_json(
+        folder / "config.json", section="text_config", enable_moe_block=True, hidden_size_per_layer_input=0,
+        attention_k_eq_v=True,
+    )  # fmt: skip
+    return folder

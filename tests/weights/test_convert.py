@@ -13,8 +13,7 @@ from presswork.testing import run_segment, tiny_model
 from presswork.weights.config_files import read_generation_config, read_layout
 from presswork.weights.convert import convert
 from presswork.weights.load import load_model
-from presswork.weights.names import DECODER
-from tests.weights.folders import edit_json, named_tensors, write_folder
+from tests.weights.folders import write_autoregressive
 
 
 @pytest.fixture
@@ -24,20 +23,8 @@ def model() -> Transformer:
 
 @pytest.fixture
 def source(tmp_path: Path, model: Transformer) -> Path:
-    """The tiny model's weights as an autoregressive folder of the same architecture."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    tensors = {
-        "model." + name.removeprefix(DECODER): tensor
-        for name, tensor in named_tensors(model).items()
-        if name.startswith(DECODER) and "self_conditioning" not in name
-    }
-    write_folder(folder, model.config, tensors)
-    edit_json(folder / "config.json", model_type="gemma4")
-    edit_json(
-        folder / "config.json", section="text_config", enable_moe_block=True, hidden_size_per_layer_input=0,
-        attention_k_eq_v=True,
-    )  # fmt: skip
+    """The tiny model's weights as an autoregressive folder, with a file beside them."""
+    folder = write_autoregressive(tmp_path / "source", model)
     (folder / "tokenizer.json").write_text("{}")
     return folder
 
