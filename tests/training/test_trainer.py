@@ -77,29 +77,39 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, dtype: str)
         assert torch.equal(whole.averaged_weights()[name], second.averaged_weights()[name]), name
 
 
-KILLED = """
+PROCESS = """
 import os, signal, sys
 from pathlib import Path
+from tests.training.test_trainer import trainer, weights
 import torch
-from tests.training.test_trainer import trainer
-torch.set_num_threads(1)
-for report in trainer(Path(sys.argv[1])).run():
+run = trainer(Path(sys.argv[1]))
+print(run.next_step)
+for report in run.run():
     if report.step == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
+torch.save(weights(run), sys.argv[3])
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, step: int) -> None:
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(step)], capture_output=True)
-    assert killed.returncode == -9
-    again = trainer(tmp_path / "killed")
-    assert again.next_step == (step + 1) // 2 * 2
-    list(again.run())
-    whole = trainer(tmp_path / "whole")
-    list(whole.run())
-    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
+    def process(folder: str, killed_at: int) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-c",
+            PROCESS,
+            str(tmp_path / folder),
+            str(killed_at),
+            str(tmp_path / f"{folder}.pt"),
+        ]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert process("killed", step).returncode == -9
+    again, whole = process("killed", -1), process("whole", -1)
+    assert (again.stdout.strip(), whole.stdout.strip()) == (str((step + 1) // 2 * 2), "0"), again.stderr
+    found, expected = (torch.load(tmp_path / f"{name}.pt") for name in ("killed", "whole"))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def test_a_full_disk_keeps_the_last_good_state(tmp_path, monkeypatch) -> None:
