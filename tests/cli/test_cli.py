@@ -215,6 +215,7 @@ def test_eval_counts_molecules(capsys, tmp_path):
 RECIPE = str(Path(__file__).parents[1] / "training" / "recipe_for_tests.py")
 
 
+@pytest.mark.slow
 def test_train_makes_a_model_that_loads_and_goes_on_where_it_stopped(capsys, tmp_path):
     folder = tmp_path / "run"
     code, out, err = run(capsys, "train", RECIPE, "--out", str(folder), "--json")

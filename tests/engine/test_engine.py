@@ -61,6 +61,7 @@ def test_late_arrivals_change_nothing(confident_model, solo_tokens):
     assert [finish(engine, request) for request in requests] == solo_tokens
 
 
+@pytest.mark.slow
 def test_the_prefix_cache_changes_nothing(confident_model, solo_tokens):
     engine = Engine(confident_model)
     first = [finish(engine, start(engine, case)) for case in MIXED]
@@ -135,6 +136,7 @@ def test_events_come_in_order_and_end_once(engine):
         assert own[-1].token_ids[: len(commit.token_ids)] == commit.token_ids
 
 
+@pytest.mark.slow
 def test_end_tokens_end_and_min_tokens_holds_them_off(confident_model):
     ask = dict(prompt_token_ids=prompt_ids(7, 1), max_tokens=40, seed=0)
     engine = Engine(confident_model, generation_config={"eos_token_id": [39, 1, 16]})
@@ -233,6 +235,7 @@ def test_ar_tokens_follow_the_causal_distribution(engine):
         assert all(engine.score(before, [token])[0] <= chosen + 1e-5 for token in range(0, 64, 3))
 
 
+@pytest.mark.slow
 def test_threads_share_the_engine(confident_model, solo_tokens):
     engine = Engine(confident_model)
     found: dict[int, list[int]] = {}

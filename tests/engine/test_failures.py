@@ -202,6 +202,7 @@ def test_a_stream_closed_inside_a_pass_waits_for_its_end(engine, expected, monke
     assert engine.num_running == engine.num_waiting == 0
 
 
+@pytest.mark.slow
 def test_the_end_is_not_lost_between_threads(confident_model, expected):
     """Readers drain their requests while another thread drives."""
 
@@ -276,6 +277,7 @@ class TestPrefixBudget:
         assert engine.prefix.num_bytes == 0
 
 
+@pytest.mark.slow
 def test_without_tiles_chunks_and_prefixes_change_no_bit_in_bfloat16(confident_model, monkeypatch):
     """Machines without AMX; the model is narrow enough for their products not to depend on company."""
     monkeypatch.setattr(tiles, "fits_tiles", lambda q: False)

@@ -1,5 +1,6 @@
 """Prefix reuse: what is found, what is evicted, and that turns continue from it."""
 
+import pytest
 import torch
 
 from presswork.cache.contiguous import SequenceCache
@@ -39,6 +40,7 @@ def test_the_byte_budget_evicts_the_least_recently_used(confident_model):
     assert prefix.longest(stored[0], 8) is not None and prefix.longest(stored[2], 8) is not None
 
 
+@pytest.mark.slow
 def test_a_second_turn_starts_from_the_first_and_reads_the_same(confident_model):
     engine = Engine(confident_model)
     first = engine.generate(prompt_token_ids=prompt_ids(7, 1), max_tokens=24, ignore_eos=True)

@@ -137,6 +137,7 @@ print(after - before, peak_bytes() - after)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak resident size can be cleared on Linux")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_matrix_over_the_vocabulary_is_ever_in_memory(dtype: str) -> None:
