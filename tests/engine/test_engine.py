@@ -51,6 +51,7 @@ def test_a_crowd_changes_nothing(confident_model, solo_tokens):
     assert [finish(engine, request) for request in requests] == solo_tokens
 
 
+@pytest.mark.slow
 def test_late_arrivals_change_nothing(confident_model, solo_tokens):
     engine = Engine(confident_model)
     requests = []

@@ -28,7 +28,7 @@ def finish(engine: Engine, request) -> list[int]:
     return next(event.reply.token_ids for event in engine.events(request) if isinstance(event, Done))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def expected(confident_model) -> list[int]:
     engine = Engine(confident_model)
     return finish(engine, submit(engine))
