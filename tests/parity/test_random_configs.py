@@ -235,6 +235,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", CASES)
 def test_many_sequences_in_chunks_equal_the_oracle_one_by_one(seed: int, build_oracle: Callable) -> None:
     config = random_config(seed)

@@ -212,6 +212,7 @@ class Carrying:
         self.total = state["total"]
 
 
+@pytest.mark.slow
 def test_what_a_source_carries_is_resumed_too(tmp_path) -> None:
     expected = [r.loss for r in trainer(tmp_path / "whole", Carrying()).run()]
     found = [r.loss for r in trainer(tmp_path / "parts", Carrying()).run(until=4)]
@@ -219,6 +220,7 @@ def test_what_a_source_carries_is_resumed_too(tmp_path) -> None:
     assert found == expected
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_large_batch(tmp_path) -> None:
     def halves(number: int) -> Batch:
         whole, part = counting(number // 2), slice(4 * (number % 2), 4 * (number % 2) + 4)
@@ -237,6 +239,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path) -> None:
         torch.testing.assert_close(weights(found)[name], value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_validation_is_by_the_averaged_weights_and_leaves_no_trace(tmp_path) -> None:
     plain = trainer(tmp_path / "plain")
     list(plain.run())
@@ -251,6 +254,7 @@ def test_validation_is_by_the_averaged_weights_and_leaves_no_trace(tmp_path) -> 
     assert looked.validate()[1] == pytest.approx(sum(float(x.encoder) for x in losses) / 2, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_loss_that_stops_falling_stops_the_run_also_when_resumed(tmp_path, monkeypatch) -> None:
     falling = iter([(3.0, 0.0), (2.0, 0.0), (2.5, 0.0), (2.1, 0.0), (1.0, 0.0)])
     monkeypatch.setattr(Trainer, "validate", lambda self: next(falling))
