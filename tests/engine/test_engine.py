@@ -84,6 +84,7 @@ def test_few_rows_a_pass_and_few_running_change_nothing(confident_model, solo_to
     assert [finish(engine, request) for request in requests] == solo_tokens
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_repeat(engine):
     ask = dict(prompt_token_ids=prompt_ids(7, 1), max_tokens=16, ignore_eos=True, entropy_bound=1.0)
     one, two, again = (engine.generate(seed=seed, **ask).token_ids for seed in (1, 2, 1))

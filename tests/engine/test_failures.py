@@ -86,6 +86,7 @@ def test_a_late_canvas_stays_inside_the_context(confident_model):
 @pytest.mark.parametrize(
     "error", [ValueError("odd"), OverflowError("large"), RequestError("strange"), AssertionError()]
 )
+@pytest.mark.slow
 def test_a_pass_that_breaks_fails_its_requests_and_nothing_else(engine, expected, error, monkeypatch):
     broken = submit(engine)
 
@@ -176,6 +177,7 @@ def test_submitting_while_closing_ends_in_an_error(confident_model):
 
 @pytest.mark.parametrize("is_started", [False, True])
 @pytest.mark.parametrize("is_closed", [False, True])
+@pytest.mark.slow
 def test_a_stream_that_is_dropped_frees_its_request(engine, is_started: bool, is_closed: bool):
     stream = engine.stream(prompt_token_ids=prompt_ids(7, 1), max_tokens=200, ignore_eos=True)
     if is_started:
@@ -234,6 +236,7 @@ def test_a_request_shows_its_end_only_when_it_can_be_read(engine):
     assert seen and not any(seen)
 
 
+@pytest.mark.slow
 def test_scoring_keeps_no_memory_and_lets_requests_through(confident_model):
     engine = Engine(confident_model, config=EngineConfig(prefill_chunk=8))
     gc.collect()

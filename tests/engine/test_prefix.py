@@ -53,6 +53,7 @@ def test_a_second_turn_starts_from_the_first_and_reads_the_same(confident_model)
     assert cached.token_ids == fresh.token_ids
 
 
+@pytest.mark.slow
 def test_memory_is_given_back(confident_model):
     engine = Engine(confident_model, config=EngineConfig(prefix_cache_bytes=0))
     engine.generate(prompt_token_ids=[prompt_ids(9, n) for n in range(5)], max_tokens=12)
