@@ -13,6 +13,7 @@ from presswork.config import ModelConfig, RopeConfig, periodic_layers
 from presswork.training.config import OptimizerConfig, TrainConfig
 from presswork.training.packing import PackConfig, PackedPlan
 from presswork.training.recipe import FromScratch, Recipe
+from presswork.weights.convert import RELEASED_GENERATION
 
 DATA = Path("data/code")
 
@@ -49,15 +50,6 @@ def recipe() -> Recipe:
             compile=True,
             validate_every=500,
         ),
-        generation={
-            "eos_token_id": [1],
-            "pad_token_id": 0,
-            "max_denoising_steps": 48,
-            "entropy_bound": 0.1,
-            "t_min": 0.4,
-            "t_max": 0.8,
-            "stability_threshold": 1,
-            "confidence_threshold": 0.005,
-        },
+        generation={**RELEASED_GENERATION, "eos_token_id": [1], "pad_token_id": 0},
         write_text_files=write_text_files,
     )

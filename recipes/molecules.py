@@ -33,7 +33,7 @@ def validity(engine: Engine) -> dict[str, float]:
 
 
 def recipe() -> Recipe:
-    """One pass over about half of the set."""
+    """Less than half of the set, once."""
     return Recipe(
         start=FromScratch(model=model_config()),
         data=MosesPlan(

@@ -9,8 +9,7 @@ from presswork.weights.config_files import read_config, read_end_ids, read_layou
 from presswork.weights.load import Progress, load_model
 from presswork.weights.save import save_model
 
-# Those of the released model.
-_GENERATION = {
+RELEASED_GENERATION = {
     "max_denoising_steps": 48,
     "entropy_bound": 0.1,
     "t_min": 0.4,
@@ -18,6 +17,7 @@ _GENERATION = {
     "stability_threshold": 1,
     "confidence_threshold": 0.005,
 }
+"""Sampling defaults of the released model."""
 
 
 def convert(
@@ -47,5 +47,5 @@ def convert(
     model = load_model(source, progress=progress)
     model.config = replace(model.config, canvas_length=canvas_length)
     ends = {"eos_token_id": read_end_ids(source), "pad_token_id": model.config.pad_token_id}
-    settings = {**_GENERATION, **ends}
+    settings = {**RELEASED_GENERATION, **ends}
     save_model(model, target, max_shard_bytes=max_shard_bytes, generation_config=settings, extra=extra)

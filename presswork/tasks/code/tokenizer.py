@@ -1,11 +1,10 @@
-"""A byte-level BPE for Python and English, and the files a model folder needs of it."""
+"""A byte-level BPE for Python and English, and its chat template."""
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 
-import tokenizers
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from presswork.tasks.text_files import mark_special
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 EOS_ID, BOS_ID = 1, 2
@@ -15,7 +14,7 @@ VOCAB_SIZE = 8192
 _PIECES = r"\n *| ?[A-Za-z_]+| ?[0-9]| ?[^\sA-Za-z0-9_]+|\s+"
 
 # A prompt is the text to go on from.
-_TEMPLATE = """\
+TEMPLATE = """\
 {{- '<bos>' -}}
 {%- for message in messages -%}
     {%- set content = message['content'] -%}
@@ -37,22 +36,5 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> Token
         show_progress=False, min_frequency=2,
     )  # fmt: skip
     library.train_from_iterator(texts, trainer)
-    library.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    library.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS_ID)])
+    mark_special(library, SPECIAL)
     return library
-
-
-def write_text_files(library: tokenizers.Tokenizer, folder: Path) -> None:
-    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder, made if needed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    library.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<bos>",
-        "eos_token": "<eos>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "clean_up_tokenization_spaces": False,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")

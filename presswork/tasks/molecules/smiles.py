@@ -1,15 +1,13 @@
 """SMILES as tokens, one a character, and the tokenizer of the molecules model."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from presswork.errors import DataError
+from presswork.tasks.text_files import character_tokenizer, write_text_files
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>")
 CHARACTERS = "#()-123456=BCFHNOS[]clnors"
@@ -52,21 +50,4 @@ def encode_molecules(molecules: Sequence[str]) -> tuple[NDArray[np.int32], NDArr
 
 def build_tokenizer(folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into a folder, made if needed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *CHARACTERS))}
-    library = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    library.decoder = decoders.Fuse()
-    library.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS_ID)])
-    library.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    library.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<bos>",
-        "eos_token": "<eos>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "clean_up_tokenization_spaces": False,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")
+    write_text_files(character_tokenizer((*SPECIAL, *CHARACTERS), SPECIAL), _TEMPLATE, folder)

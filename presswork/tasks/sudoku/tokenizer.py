@@ -1,12 +1,9 @@
 """The tokenizer and chat template of the Sudoku model, built from the vocabulary in `encoding`."""
 
-import json
 from pathlib import Path
 
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
-
-from presswork.tasks.sudoku.encoding import BOS_ID, EMPTY_CHARACTERS, SEPARATORS, vocabulary
+from presswork.tasks.sudoku.encoding import EMPTY_CHARACTERS, SEPARATORS, vocabulary
+from presswork.tasks.text_files import character_tokenizer, write_text_files
 
 _TEXT_TOKENS = frozenset("\n123456789")
 
@@ -50,32 +47,9 @@ def build_tokenizer(folder: str | Path) -> None:
 
     The template renders a typed puzzle to text that encodes to what `encode_prompts` gives; a canvas decodes to lines.
     """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    _library().save(str(target / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<bos>",
-        "eos_token": "<eos>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "clean_up_tokenization_spaces": False,
-    }
-    (target / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (target / "chat_template.jinja").write_text(_template(), encoding="utf-8")
-
-
-def _library() -> tokenizers.Tokenizer:
     tokens = vocabulary()
-    library = tokenizers.Tokenizer(models.WordLevel({token: n for n, token in enumerate(tokens)}, unk_token="<unk>"))
-    library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    # Without a decoder tokens are joined by spaces.
-    library.decoder = decoders.Fuse()
-    library.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS_ID)])
-    library.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in tokens if token not in _TEXT_TOKENS]
-    )
-    return library
+    library = character_tokenizer(tokens, [token for token in tokens if token not in _TEXT_TOKENS])
+    write_text_files(library, _template(), Path(folder))
 
 
 def _template() -> str:
