@@ -6,7 +6,7 @@ Rows of several sequences lie one after the other; every operation but attention
 may look at, and where keys and values are kept, is the affair of the `Attend` function a pass is given.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from presswork.config import LayerConfig, LayerKind, ModelConfig
+from presswork.models.adapters import (
+    AdaptedRows,
+    Adapter,
+    ExpertsAdapter,
+    LayerAdapter,
+    MLPAdapter,
+    adapted,
+)
 from presswork.ops.gated_gelu import gated_mlp
-from presswork.ops.linear import linear
 from presswork.ops.moe import mix_experts, mix_experts_dense, route
 from presswork.ops.norm import join_branches, residual_norm, rms_norm
 from presswork.ops.qkv import split_norm_rope
@@ -29,6 +36,19 @@ Observe = Callable[[int, Tensor], None]
 """(layer index, residual stream [N, D] that the layer's router reads)."""
 
 RopeTables = dict[LayerKind, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Rows start .. stop - 1 of a pass, and what one layer adds for them."""
+
+    start: int
+    stop: int
+    adapter: LayerAdapter | None
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.stop)
 
 
 def _weight(*shape: int) -> nn.Parameter:
@@ -44,11 +64,14 @@ class PassRows:
         is_canvas: rows in canvas mode take the decoder's layer scalars, the others the encoder's.
         output_rows: rows whose final state is wanted; the last layer skips its MLP and experts for the rest.
             None means all.
+        adapters: which adapter each stretch of rows is under, in order and without gaps; None puts all rows under the
+            model's own.
     """
 
     positions: Int[Tensor, "N"]
     is_canvas: Bool[Tensor, "N"]
     output_rows: Int[Tensor, "M"] | None = None
+    adapters: Sequence[AdaptedRows] | None = None
 
 
 class Attention(nn.Module):
@@ -70,8 +93,8 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_up, self.down = _weight(2 * width, hidden_size), _weight(hidden_size, width)
 
-    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        return gated_mlp(x, self.gate_up, self.down)
+    def forward(self, x: Float[Tensor, "N D"], adapter: MLPAdapter | None = None) -> Float[Tensor, "N D"]:
+        return gated_mlp(x, self.gate_up, self.down) if adapter is None else adapter(x, self.gate_up, self.down)
 
 
 class Experts(nn.Module):
@@ -88,9 +111,14 @@ class Experts(nn.Module):
         self.per_expert_scale = _weight(num)
         self.gate_up, self.down = _weight(num, 2 * width, hidden), _weight(num, hidden, width)
 
-    def forward(self, raw: Float[Tensor, "N D"], normed: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    def forward(
+        self, raw: Float[Tensor, "N D"], normed: Float[Tensor, "N D"], adapter: ExpertsAdapter | None = None
+    ) -> Float[Tensor, "N D"]:
         """Route by the raw residual, compute on the normed one."""
-        weights, experts = route(raw, self.router_scale, self.router, self.per_expert_scale, self.top_k, self.eps)
+        router = self.router if adapter is None else adapter.routing(self.router)
+        weights, experts = route(raw, self.router_scale, router, self.per_expert_scale, self.top_k, self.eps)
+        if adapter is not None and adapter.has_experts:
+            return adapter.mix(normed, weights, experts, self.gate_up, self.down)
         mix = mix_experts_dense if self.dense else mix_experts
         return mix(normed, weights, experts, self.gate_up, self.down)
 
@@ -117,42 +145,71 @@ class TransformerLayer(nn.Module):
     def forward(
         self, x: Float[Tensor, "N D"], rope: RopeTables, attend: Attend, scale: Float[Tensor, "N"],
         output_rows: Int[Tensor, "M"] | None = None, observe: Observe | None = None,
+        groups: Sequence[RowGroup] = (),
     ) -> Float[Tensor, "M D"]:  # fmt: skip
         """The next residual stream; with output_rows only those rows of it."""
-        mixed = attend(self.index, *self.project(x, *rope[self.kind])).flatten(1)
+        cos, sin = rope[self.kind]
+        if len(groups) <= 1:
+            adapter = groups[0].adapter if groups else None
+            mixed = attend(self.index, *self.project(x, cos, sin, adapter)).flatten(1)
+            if output_rows is not None:
+                x, mixed, scale = x[output_rows], mixed[output_rows], scale[output_rows]
+            return self._finish_observed(x, mixed, scale, observe, adapter)
+        parts = [self.project(x[g.rows], cos[g.rows], sin[g.rows], g.adapter) for g in groups]
+        q, k, v = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        mixed = attend(self.index, q, k, v).flatten(1)
+        wanted = [g.rows for g in groups]
         if output_rows is not None:
-            x, mixed, scale = x[output_rows], mixed[output_rows], scale[output_rows]
+            wanted = [output_rows[(output_rows >= g.start) & (output_rows < g.stop)] for g in groups]
+        return torch.cat(
+            [
+                self._finish_observed(x[rows], mixed[rows], scale[rows], observe, g.adapter)
+                for rows, g in zip(wanted, groups, strict=True)
+            ]
+        )
+
+    def _finish_observed(
+        self, x: Tensor, mixed: Tensor, scale: Tensor, observe: Observe | None, adapter: LayerAdapter | None
+    ) -> Tensor:
         if observe is None:
-            return self.finish(x, mixed, scale)
-        y = self.join(x, mixed)
+            return self.finish(x, mixed, scale, adapter)
+        y = self.join(x, mixed, adapter)
         observe(self.index, y)
-        return self.mix(y, scale)
+        return self.mix(y, scale, adapter)
 
     def project(
-        self, x: Float[Tensor, "N D"], cos: Float[Tensor, "N half"], sin: Float[Tensor, "N half"]
-    ) -> tuple[Float[Tensor, "N H h"], Float[Tensor, "N n h"], Float[Tensor, "N n h"]]:
+        self, x: Float[Tensor, "N D"], cos: Float[Tensor, "N half"], sin: Float[Tensor, "N half"],
+        adapter: LayerAdapter | None = None,
+    ) -> tuple[Float[Tensor, "N H h"], Float[Tensor, "N n h"], Float[Tensor, "N n h"]]:  # fmt: skip
         """Queries, keys and values: everything before attention."""
         attention, eps = self.attention, self.eps
-        projected = linear(rms_norm(x, self.attention_norm, eps), attention.qkv)
+        normed = rms_norm(x, self.attention_norm, eps)
+        projected = adapted(normed, attention.qkv, None if adapter is None else adapter.qkv)
         return split_norm_rope(
             projected, attention.q_norm, attention.k_norm, cos, sin, attention.num_heads, attention.num_kv_heads, eps
         )
 
     def finish(
-        self, x: Float[Tensor, "N D"], mixed: Float[Tensor, "N P"], scale: Float[Tensor, "N"]
-    ) -> Float[Tensor, "N D"]:
+        self, x: Float[Tensor, "N D"], mixed: Float[Tensor, "N P"], scale: Float[Tensor, "N"],
+        adapter: LayerAdapter | None = None,
+    ) -> Float[Tensor, "N D"]:  # fmt: skip
         """Everything after attention."""
-        return self.mix(self.join(x, mixed), scale)
+        return self.mix(self.join(x, mixed, adapter), scale, adapter)
 
-    def join(self, x: Float[Tensor, "N D"], mixed: Float[Tensor, "N P"]) -> Float[Tensor, "N D"]:
+    def join(
+        self, x: Float[Tensor, "N D"], mixed: Float[Tensor, "N P"], adapter: LayerAdapter | None = None
+    ) -> Float[Tensor, "N D"]:
         """The residual stream with attention's output projected and added."""
-        return residual_norm(x, linear(mixed, self.attention.output), self.attention_output_norm, self.eps)
+        projected = adapted(mixed, self.attention.output, None if adapter is None else adapter.output)
+        return residual_norm(x, projected, self.attention_output_norm, self.eps)
 
-    def mix(self, y: Float[Tensor, "N D"], scale: Float[Tensor, "N"]) -> Float[Tensor, "N D"]:
+    def mix(
+        self, y: Float[Tensor, "N D"], scale: Float[Tensor, "N"], adapter: LayerAdapter | None = None
+    ) -> Float[Tensor, "N D"]:
         """Dense MLP and experts side by side, and the layer scalar."""
         eps = self.eps
-        dense = self.mlp(rms_norm(y, self.mlp_norm, eps))
-        sparse = self.experts(y, rms_norm(y, self.experts_norm, eps))
+        dense = self.mlp(rms_norm(y, self.mlp_norm, eps), None if adapter is None else adapter.mlp)
+        sparse = self.experts(y, rms_norm(y, self.experts_norm, eps), None if adapter is None else adapter.experts)
         return join_branches(
             y, dense, self.mlp_output_norm, sparse, self.experts_output_norm, self.output_norm, eps, scale
         )
@@ -177,17 +234,20 @@ class SelfConditioning(nn.Module):
         self.norm = _weight(config.hidden_size)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Float[Tensor, "N D"], belief: Float[Tensor, "N D"] | None) -> Float[Tensor, "N D"]:
+    def forward(
+        self, x: Float[Tensor, "N D"], belief: Float[Tensor, "N D"] | None, adapter: MLPAdapter | None = None
+    ) -> Float[Tensor, "N D"]:
         """Unweighted norm of x + mlp(norm(belief)); a missing belief contributes exactly zero."""
         if belief is not None:
-            x = x + self.mlp(rms_norm(belief, self.norm, self.eps))
+            x = x + self.mlp(rms_norm(belief, self.norm, self.eps), adapter)
         return rms_norm(x, None, self.eps)
 
 
 class Transformer(nn.Module):
     """Encoder (causal) and decoder (canvas) modes over one stack, or two stacks where the checkpoint is untied.
 
-    The layer scalars of the two modes are separate even when everything else is shared.
+    The layer scalars of the two modes are separate even when everything else is shared. `adapter`, where there is one,
+    is what all rows are under unless a pass says otherwise: the one that is being trained.
     """
 
     def __init__(self, config: ModelConfig):
@@ -197,6 +257,7 @@ class Transformer(nn.Module):
         self.own_encoder = None if config.tie_word_embeddings else Stack(config)
         self.own_head = None if config.tie_word_embeddings else _weight(config.vocab_size, config.hidden_size)
         self.self_conditioning = SelfConditioning(config)
+        self.adapter: Adapter | None = None
         self.encoder_scalars: Tensor
         self.decoder_scalars: Tensor
         self.register_buffer("encoder_scalars", torch.ones(config.num_layers))
@@ -224,15 +285,19 @@ class Transformer(nn.Module):
         """Scaled embeddings for causal rows."""
         return F.embedding(ids, self.encoder.embedding) * self.embedding_scale
 
-    def embed_canvas(self, ids: Int[Tensor, "N"], soft_embedding: Float[Tensor, "N D"] | None) -> Float[Tensor, "N D"]:
+    def embed_canvas(
+        self, ids: Int[Tensor, "N"], soft_embedding: Float[Tensor, "N D"] | None, adapter: Adapter | None = None
+    ) -> Float[Tensor, "N D"]:
         """Canvas embeddings with the belief of the previous step.
 
         Args:
             soft_embedding: softmax(previous logits) times the embedding, unscaled; None or zero rows in the first step.
+            adapter: None is the model's own, if it has one.
         """
         x = F.embedding(ids, self.decoder.embedding) * self.embedding_scale
         belief = None if soft_embedding is None else soft_embedding * self.embedding_scale
-        return self.self_conditioning(x, belief)
+        adapter = adapter or self.adapter
+        return self.self_conditioning(x, belief, None if adapter is None else adapter.self_conditioning)
 
     def rope_tables(self, positions: Int[Tensor, "N"]) -> RopeTables:
         """(cos, sin) for each layer kind in use."""
@@ -260,6 +325,24 @@ class Transformer(nn.Module):
         stack = self.decoder if self.own_encoder is None or bool(is_canvas.all()) else self.encoder
         last = self.config.num_layers - 1
         scales = torch.where(is_canvas, self.decoder_scalars[:, None], self.encoder_scalars[:, None]).unbind()
+        adapters = rows.adapters
+        if adapters is None:
+            adapters = self._own_adapter(is_canvas)
         for i, (layer, scale) in enumerate(zip(stack.layers, scales, strict=True)):
-            x = layer(x, rope, attend, scale, rows.output_rows if i == last else None, observe)
+            groups = [_at_layer(group, i) for group in adapters]
+            x = layer(x, rope, attend, scale, rows.output_rows if i == last else None, observe, groups)
         return rms_norm(x, stack.norm, self.config.rms_norm_eps)
+
+    def _own_adapter(self, is_canvas: Bool[Tensor, "N"]) -> list[AdaptedRows]:
+        """All rows under the model's own adapter; none where it has none."""
+        if self.adapter is None:
+            return []
+        all_canvas = bool(is_canvas.all())
+        if not self.adapter.is_shared and not all_canvas and bool(is_canvas.any()):
+            raise ValueError("an adapter whose modes differ takes canvas rows and causal rows in separate groups")
+        return [AdaptedRows(0, is_canvas.shape[0], self.adapter, all_canvas)]
+
+
+def _at_layer(group: AdaptedRows, index: int) -> RowGroup:
+    layer = None if group.adapter is None else group.adapter.layers(group.is_canvas)[index]
+    return RowGroup(group.start, group.stop, layer)  # type: ignore[arg-type]

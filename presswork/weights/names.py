@@ -22,6 +22,11 @@ AUTOREGRESSIVE_AUDIO_PREFIXES = ("model.audio_tower.", "model.embed_audio.")
 Layout = Literal["diffusion", "autoregressive"]
 """How a folder names its tensors: a diffusion model's way, or that of the autoregressive model it can start from."""
 
+Mode = Literal["decoder", "encoder"]
+"""Canvas passes and causal passes; upstream these are two modules with the same weights."""
+
+MODE_PREFIXES: dict[Mode, str] = {"decoder": DECODER, "encoder": ENCODER}
+
 _NORMS = {
     "input_layernorm": "attention_norm",
     "post_attention_layernorm": "attention_output_norm",
@@ -122,6 +127,27 @@ def source_names(config: ModelConfig, layout: Layout) -> dict[str, tuple[str, ..
     """For each canonical name the file names that may hold it, best first; none where the layout has no such tensor."""
     find = _autoregressive_sources if layout == "autoregressive" else _diffusion_sources
     return {name: find(name, config.tie_word_embeddings) for name in checkpoint_places(config)}
+
+
+def product_places(config: ModelConfig) -> dict[str, Place]:
+    """The weights that rows are multiplied with, by their names relative to the decoder's prefix."""
+    places = (*stack_places(config, "decoder"), *self_conditioning_places(config))
+    return {name: place for name, place in places if len(place.shape) > 1 and not name.startswith("embed_tokens")}
+
+
+def module_modes(module: str) -> tuple[tuple[Mode, ...], str]:
+    """(modes whose passes run an upstream module, its name relative to their prefix); no modes for an unknown one."""
+    full = module if module.startswith("model.") else f"model.{module}"
+    modes: tuple[tuple[str, tuple[Mode, ...]], ...] = (
+        (DECODER, ("decoder",)),
+        (ENCODER, ("encoder",)),
+        (AUTOREGRESSIVE, ("decoder", "encoder")),
+        (AUTOREGRESSIVE_TEXT_ONLY + "layers.", ("decoder", "encoder")),
+    )
+    for prefix, found in modes:
+        if full.startswith(prefix):
+            return found, full.removeprefix(prefix.removesuffix("layers."))
+    return (), module
 
 
 def is_skipped(name: str) -> bool:

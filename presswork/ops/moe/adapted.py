@@ -1,0 +1,44 @@
+"""The sum over each row's experts where experts have low-rank factors, an expert at a time.
+
+N rows, D model width, E experts, k experts a row, f expert width, r rank.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from presswork.ops.gated_gelu import gated_gelu
+from presswork.ops.linear import linear
+
+Factors = tuple[Float[Tensor, "E r K"], Float[Tensor, "E M r"]]
+"""(A, B) of every expert: B A is added to its weight."""
+
+
+def mix_adapted_experts(
+    h: Float[Tensor, "N D"],
+    weights: Float[Tensor, "N k"],
+    experts: Int[Tensor, "N k"],
+    gate_up: Float[Tensor, "E F2 D"],
+    down: Float[Tensor, "E D f"],
+    gate_up_factors: Factors | None,
+    down_factors: Factors | None,
+) -> Float[Tensor, "N D"]:
+    """mix_experts with gate_up + B A and down + B A in place of the weights, which are not formed; pure.
+
+    A row's sum runs over its experts by number, so it does not depend on other rows.
+    """
+    total = torch.zeros(h.shape, dtype=torch.float32, device=h.device)
+    for expert in experts.unique().tolist():
+        rows, slots = torch.where(experts == expert)
+        wide = _product(h[rows], gate_up, gate_up_factors, expert)
+        out = _product(gated_gelu(wide), down, down_factors, expert)
+        total = total.index_add(0, rows, out.float() * weights[rows, slots, None])
+    return total.to(h.dtype)
+
+
+def _product(x: Tensor, weight: Tensor, factors: Factors | None, expert: int) -> Tensor:
+    product = linear(x, weight[expert])
+    if factors is None:
+        return product
+    a, b = factors
+    return product + linear(linear(x, a[expert]), b[expert])
