@@ -7,20 +7,20 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, overload
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from presswork.cache.contiguous import SequenceCache
 from presswork.config import require
+from presswork.engine.adapters import AdapterTable
 from presswork.engine.events import Commit, Done, Draft, Reply
 from presswork.engine.loop import EngineLoop
 from presswork.engine.output import OutputText
 from presswork.engine.params import Mode, SamplingParams, defaults_from_checkpoint
 from presswork.engine.prefix import PrefixCache
+from presswork.engine.probe import canvas_logits, causal_logprobs
 from presswork.engine.request import Request
 from presswork.engine.runner import Runner
 from presswork.engine.scheduler import Scheduler
@@ -30,6 +30,8 @@ from presswork.models.transformer import Transformer
 from presswork.text.chat import ChatTemplate
 from presswork.text.parsers import parse_tool_calls, split_reasoning
 from presswork.text.tokenizer import Tokenizer
+from presswork.weights.lora import padded
+from presswork.weights.peft_files import load_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,7 @@ class Engine:
         ends = _end_ids(generation_config, model.config.eos_token_id)
         self.end_ids = frozenset(token for token in ends if token < model.config.vocab_size)
         self.prefix = PrefixCache(self.config.prefix_cache_bytes)
+        self._adapters = AdapterTable()
         self._runner = Runner(model)
         self._scheduler = Scheduler(
             model.config,
@@ -222,6 +225,7 @@ class Engine:
         params = params or self.defaults
         ids = self._checked_ids(prompt_ids)
         max_tokens = self._max_tokens(len(ids), params)
+        adapter = self._adapters.find(params.adapter)
         if params.mode == "ar" and not ids:
             raise RequestError("mode 'ar' needs at least one prompt token, got none; start from the bos token")
         if params.stop and self.tokenizer is None:
@@ -245,6 +249,7 @@ class Engine:
             output=OutputText(self.tokenizer, params, ends, max_tokens),
             end_ids=ends,
             wants_drafts=wants_drafts,
+            adapter=adapter,
         )
         with self._lock:
             if self._closed:
@@ -298,51 +303,62 @@ class Engine:
     def num_waiting(self) -> int:
         return len(self._scheduler.waiting)
 
+    # Adapters
+
+    @property
+    def adapters(self) -> list[str]:
+        """Names of the loaded adapters."""
+        return self._adapters.names
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Read an adapter that peft or `presswork train` saved; requests use it as `adapter=name` from now on.
+
+        Requests that run keep what they started with, also where the name was another adapter's.
+
+        Raises:
+            RequestError: a name that cannot be one. CheckpointError: no adapter for this model in the folder.
+        """
+        adapter = padded(load_adapter(folder, self.model.config)).to(self.model.head.device, self.model.dtype)
+        with self._lock:
+            self._adapters.add(name, adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that use it end as they would have. Raises RequestError for an unknown name."""
+        with self._lock:
+            self._adapters.remove(name)
+
     # Looking at the model
 
-    def score(self, prompt: str | Sequence[int], completion: str | Sequence[int]) -> list[float]:
+    def score(
+        self, prompt: str | Sequence[int], completion: str | Sequence[int], *, adapter: str | None = None
+    ) -> list[float]:
         """Causal log-probability of each completion token given all before it, in nats; their sum is the likelihood.
 
         Args:
             prompt, completion: texts, encoded apart (the prompt with special tokens, nothing templated), or token ids.
+            adapter: name of a loaded adapter; None is the model as it is.
         """
+        under = self._adapters.find(adapter)
         prompt_ids = self._as_ids(prompt, add_special_tokens=True)
         completion_ids = self._as_ids(completion, add_special_tokens=False)
         if not prompt_ids or not completion_ids:
             raise RequestError("score needs at least one prompt token and one completion token")
         ids = prompt_ids + completion_ids
         self._check_room(len(ids))
-        cache = SequenceCache(self.model.config)
-        scores: list[float] = []
-        try:
-            for start in range(0, len(ids) - 1, self.config.prefill_chunk):
-                stop = min(start + self.config.prefill_chunk, len(ids) - 1)
-                # Requests get their passes between two chunks.
-                with self._lock:
-                    scores += self._score_chunk(cache, ids, start, stop, len(prompt_ids))
-        finally:
-            cache.release()
+        scores = causal_logprobs(
+            self._runner, self._lock, ids, len(prompt_ids), self.config.prefill_chunk, under and under.adapter
+        )
         if any(value != value for value in scores):
             raise NonFiniteError("score failed: the model produced NaN or infinite logits; check the weights")
         return scores
-
-    def _score_chunk(
-        self, cache: SequenceCache, ids: Sequence[int], start: int, stop: int, num_prompt: int
-    ) -> list[float]:
-        hidden = self._runner.causal_hidden(cache, ids[start:stop])
-        skip = max(0, num_prompt - 1 - start)
-        if skip >= stop - start:
-            return []
-        targets = torch.tensor(ids[start + 1 + skip : stop + 1], device=hidden.device)
-        reading = self._runner.read_logprobs(hidden[skip:], targets)
-        assert reading.chosen_logprobs is not None
-        return reading.chosen_logprobs[:, 0].tolist()
 
     def canvas_logits(
         self,
         prompt_token_ids: Sequence[int],
         canvas_token_ids: Sequence[int],
         self_conditioning_logits: Float[Tensor, "L V"] | None = None,
+        *,
+        adapter: str | None = None,
     ) -> Float[Tensor, "L V"]:
         """Float32 logits of one canvas after a prompt, softcapped, for parity checks and research.
 
@@ -350,31 +366,22 @@ class Engine:
 
         Args:
             self_conditioning_logits: the previous step's temperature-divided logits; None is a first step.
+            adapter: name of a loaded adapter; None is the model as it is.
         """
+        under = self._adapters.find(adapter)
         prompt, canvas_ids = self._checked_ids(prompt_token_ids), self._checked_ids(canvas_token_ids)
         if not canvas_ids:
             raise RequestError("canvas_token_ids must hold at least one token, got none")
         self._check_room(len(prompt) + len(canvas_ids))
-        model = self.model
-        belief = None
-        if self_conditioning_logits is not None:
-            wanted = (len(canvas_ids), model.config.vocab_size)
-            if tuple(self_conditioning_logits.shape) != wanted:
-                raise RequestError(
-                    f"self_conditioning_logits must be {list(wanted)}, got {list(self_conditioning_logits.shape)}"
-                )
-            weights = torch.softmax(self_conditioning_logits.to(model.head.device, torch.float32), -1)
-            belief = weights.to(model.dtype) @ model.decoder.embedding
-        cache = SequenceCache(model.config)
-        with self._lock, torch.no_grad():
-            try:
-                for start in range(0, len(prompt), self.config.prefill_chunk):
-                    self._runner.causal_hidden(cache, prompt[start : start + self.config.prefill_chunk])
-                hidden = self._runner.canvas_hidden(cache, torch.tensor(canvas_ids), belief)
-            finally:
-                cache.release()
-            cap = model.config.final_logit_softcapping
-            return cap * torch.tanh(F.linear(hidden, model.head).float() / cap)
+        wanted = (len(canvas_ids), self.model.config.vocab_size)
+        if self_conditioning_logits is not None and tuple(self_conditioning_logits.shape) != wanted:
+            raise RequestError(
+                f"self_conditioning_logits must be {list(wanted)}, got {list(self_conditioning_logits.shape)}"
+            )
+        return canvas_logits(
+            self._runner, self._lock, prompt, canvas_ids, self_conditioning_logits, self.config.prefill_chunk,
+            under and under.adapter,
+        )  # fmt: skip
 
     # Checking what callers give
 

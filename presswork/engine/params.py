@@ -42,6 +42,7 @@ class SamplingParams:
         confidence_threshold: mean entropy below which a stable canvas stops; None turns early stop off.
         canvas_length: positions denoised together; None is the checkpoint's, or less where less is left to write.
         logprobs: None, or how many alternatives to report beside each token's log-probability.
+        adapter: name of a loaded adapter to write with; None is the model as it is.
     """
 
     mode: Mode = "diffusion"
@@ -64,6 +65,7 @@ class SamplingParams:
     confidence_threshold: float | None = 0.005
     canvas_length: int | None = None
     logprobs: int | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("diffusion", "ar"):
@@ -80,6 +82,8 @@ class SamplingParams:
         _check_real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            raise RequestError(f"adapter must be the name of a loaded adapter, got {self.adapter!r}")
         object.__setattr__(self, "stop", _strings(self.stop))
         if isinstance(self.stop_token_ids, str) or not isinstance(self.stop_token_ids, Iterable):
             raise RequestError(f"stop_token_ids must be a list of token ids, got {self.stop_token_ids!r}")

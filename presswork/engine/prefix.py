@@ -28,15 +28,16 @@ class PrefixCache:
         self.num_bytes = 0
         self.num_hits = 0
 
-    def put(self, ids: Sequence[int], cache: SequenceCache) -> None:
+    def put(self, ids: Sequence[int], cache: SequenceCache, weights: int = 0) -> None:
         """Keep a snapshot of a cache that holds exactly these tokens. Mutates self; evicts down to the budget.
 
         A cache that is larger than the whole budget is not kept: it would push everything else out and then itself.
+        `weights` numbers what the keys and values were computed with: the model alone (0) or an adapter.
         """
         if not ids or cache.num_bytes > self.max_bytes:
             return
         assert len(ids) == cache.length, "a snapshot is keyed by the tokens it holds"
-        key = _digest(ids)
+        key = _digest(ids, weights)
         if key in self._entries:
             self._entries.move_to_end(key)
             return
@@ -48,11 +49,11 @@ class PrefixCache:
         while self._entries and self.num_bytes > self.max_bytes:
             self._drop(next(iter(self._entries)))
 
-    def longest(self, ids: Sequence[int], max_length: int) -> SequenceCache | None:
+    def longest(self, ids: Sequence[int], max_length: int, weights: int = 0) -> SequenceCache | None:
         """A cache of the longest stored prefix of ids with at most max_length tokens, ready to be written to."""
         best: bytes | None = None
         lengths = sorted(length for length in self._lengths if length <= max_length)
-        for key in _prefix_digests(ids, lengths):
+        for key in _prefix_digests(ids, lengths, weights):
             if key in self._entries:
                 best = key
         if best is None:
@@ -79,15 +80,21 @@ class PrefixCache:
             del self._lengths[length]
 
 
-def _digest(ids: Sequence[int]) -> bytes:
-    return hashlib.blake2b(array("I", ids).tobytes(), digest_size=16).digest()
+def _hash(weights: int) -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=16, salt=weights.to_bytes(16, "little"))
 
 
-def _prefix_digests(ids: Sequence[int], lengths: Sequence[int]) -> Iterator[bytes]:
+def _digest(ids: Sequence[int], weights: int) -> bytes:
+    state = _hash(weights)
+    state.update(array("I", ids).tobytes())
+    return state.digest()
+
+
+def _prefix_digests(ids: Sequence[int], lengths: Sequence[int], weights: int) -> Iterator[bytes]:
     """Digest of each prefix, lengths ascending, in one pass over the tokens."""
     raw = array("I", ids).tobytes()
     width = array("I").itemsize
-    state, done = hashlib.blake2b(digest_size=16), 0
+    state, done = _hash(weights), 0
     for length in lengths:
         state.update(raw[done * width : length * width])
         done = length

@@ -9,6 +9,7 @@ from enum import Enum, auto
 from presswork.cache.contiguous import SequenceCache
 from presswork.diffusion.noise import CounterNoise
 from presswork.diffusion.sampler import CanvasState, DiffusionRules
+from presswork.engine.adapters import LoadedAdapter
 from presswork.engine.events import Commit, Done, Draft, Event, FinishReason, Reply, Stats, TokenLogprob, Usage
 from presswork.engine.output import OutputText
 from presswork.engine.params import SamplingParams
@@ -34,6 +35,7 @@ class Request:
         max_tokens: resolved bound of generated tokens.
         end_ids: tokens that end the reply.
         wants_drafts: whether Draft events are produced.
+        adapter: what it is written with; held until the request ends, also when it is unloaded meanwhile.
         pending: tokens whose keys and values are not in the cache yet; what the next causal rows are.
         canvas: the canvas being denoised, None while prefilling or in ar mode.
         cached_tokens: prompt tokens that came out of the prefix cache.
@@ -45,6 +47,7 @@ class Request:
     output: OutputText
     end_ids: frozenset[int] = frozenset()
     wants_drafts: bool = False
+    adapter: LoadedAdapter | None = None
     request_id: int = field(default_factory=lambda: next(_ids))
     phase: Phase = Phase.WAITING
     cancelled: bool = False
@@ -73,6 +76,11 @@ class Request:
     @property
     def is_ar(self) -> bool:
         return self.params.mode == "ar"
+
+    @property
+    def weights(self) -> int:
+        """Number of the adapter its keys and values are computed with, 0 for none."""
+        return 0 if self.adapter is None else self.adapter.number
 
     @property
     def ended(self) -> bool:

@@ -5,6 +5,7 @@ N rows of a pass, D model width, L canvas, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,7 @@ from torch import Tensor
 from presswork.cache.contiguous import SequenceCache
 from presswork.engine.request import Request
 from presswork.engine.scheduler import WorkItem
+from presswork.models.adapters import AdaptedRows, Adapter
 from presswork.models.attention import CachedAttention, Segment
 from presswork.models.transformer import PassRows, Transformer
 from presswork.ops.linear import is_row_stable
@@ -28,6 +30,7 @@ class _Slice:
     belief: Float[Tensor, "n D"] | None
     is_canvas: bool
     wants: str
+    adapter: Adapter | None = None
 
 
 class Runner:
@@ -61,41 +64,54 @@ class Runner:
         return outputs
 
     @torch.no_grad()
-    def causal_hidden(self, cache: SequenceCache, ids: Sequence[int]) -> Float[Tensor, "n D"]:
+    def causal_hidden(
+        self, cache: SequenceCache, ids: Sequence[int], adapter: Adapter | None = None
+    ) -> Float[Tensor, "n D"]:
         """Append tokens to a cache and return the final hidden state of each."""
-        return self._passes([self._causal(cache, ids, "all")])[0]
+        return self._passes([self._causal(cache, ids, "all", adapter)])[0]
 
     @torch.no_grad()
     def canvas_hidden(
-        self, cache: SequenceCache, tokens: Int[Tensor, "L"], belief: Float[Tensor, "L D"] | None
-    ) -> Float[Tensor, "L D"]:
+        self, cache: SequenceCache, tokens: Int[Tensor, "L"], belief: Float[Tensor, "L D"] | None,
+        adapter: Adapter | None = None,
+    ) -> Float[Tensor, "L D"]:  # fmt: skip
         """Final hidden state of a canvas over a cache, which is left as it was."""
-        piece = _Slice(cache=cache, ids=tokens.to(self.device), belief=belief, is_canvas=True, wants="all")
+        ids = tokens.to(self.device)
+        piece = _Slice(cache=cache, ids=ids, belief=belief, is_canvas=True, wants="all", adapter=adapter)
         return self._passes([piece])[0]
 
     def _slices(self, item: WorkItem) -> list[_Slice]:
         request, slices = item.request, []
         assert request.cache is not None
+        adapter = None if request.adapter is None else request.adapter.adapter
         if item.num_causal:
             wants = "last" if item.wants_next else "none"
-            slices.append(self._causal(request.cache, request.pending[: item.num_causal], wants))
+            slices.append(self._causal(request.cache, request.pending[: item.num_causal], wants, adapter))
         if item.canvas_length:
             assert request.canvas is not None
             canvas = request.canvas
             slices.append(
-                _Slice(cache=request.cache, ids=canvas.tokens, belief=canvas.belief, is_canvas=True, wants="all")
-            )
+                _Slice(
+                    cache=request.cache, ids=canvas.tokens, belief=canvas.belief, is_canvas=True, wants="all",
+                    adapter=adapter,
+                )
+            )  # fmt: skip
         return slices
 
-    def _causal(self, cache: SequenceCache, ids: Sequence[int], wants: str) -> _Slice:
+    def _causal(self, cache: SequenceCache, ids: Sequence[int], wants: str, adapter: Adapter | None) -> _Slice:
         tokens = torch.tensor(ids, dtype=torch.int64, device=self.device)
-        return _Slice(cache=cache, ids=tokens, belief=None, is_canvas=False, wants=wants)
+        return _Slice(cache=cache, ids=tokens, belief=None, is_canvas=False, wants=wants, adapter=adapter)
 
     def _passes(self, slices: list[_Slice]) -> list[Tensor]:
         """Hidden rows each slice wants, from one shared pass or one pass a slice."""
-        if self.shares_passes:
-            return self._pass(slices)
-        return [hidden for piece in slices for hidden in self._pass([piece])]
+        if not self.shares_passes:
+            return [hidden for piece in slices for hidden in self._pass([piece])]
+        # Slices under one adapter side by side; a request's causal rows stay before its canvas.
+        order = sorted(range(len(slices)), key=lambda i: _adapter_key(slices[i]))
+        outputs: list[Tensor] = [slices[0].ids] * len(slices)
+        for i, hidden in zip(order, self._pass([slices[i] for i in order]), strict=True):
+            outputs[i] = hidden
+        return outputs
 
     def _pass(self, slices: list[_Slice]) -> list[Tensor]:
         segments: list[Segment] = []
@@ -119,19 +135,21 @@ class Runner:
             positions=torch.cat(positions),
             is_canvas=torch.cat(canvas_flags),
             output_rows=None if len(wanted) == row else torch.tensor(wanted, dtype=torch.int64, device=self.device),
+            adapters=_adapted_rows(slices),
         )
         hidden = self.model(self._embed(slices), rows, CachedAttention(self.config, segments))
         return list(hidden.split(counts))
 
     def _embed(self, slices: list[_Slice]) -> Float[Tensor, "N D"]:
         parts: list[Tensor | None] = [None] * len(slices)
-        canvases = [i for i, piece in enumerate(slices) if piece.is_canvas]
         prompts = [i for i, piece in enumerate(slices) if not piece.is_canvas]
-        if canvases:
-            ids = torch.cat([slices[i].ids for i in canvases])
-            _scatter(
-                parts, canvases, self.model.embed_canvas(ids, self._beliefs([slices[i] for i in canvases])), slices
-            )
+        for _, group in groupby(range(len(slices)), key=lambda i: id(slices[i].adapter)):
+            canvases = [i for i in group if slices[i].is_canvas]
+            if canvases:
+                ids = torch.cat([slices[i].ids for i in canvases])
+                beliefs = self._beliefs([slices[i] for i in canvases])
+                embedded = self.model.embed_canvas(ids, beliefs, slices[canvases[0]].adapter)
+                _scatter(parts, canvases, embedded, slices)
         if prompts:
             ids = torch.cat([slices[i].ids for i in prompts])
             _scatter(parts, prompts, self.model.embed_prompt(ids), slices)
@@ -218,6 +236,26 @@ class Runner:
             top_k=top_k.to(hidden.device) if bool((top_k > 0).any()) else None,
             top_p=top_p.to(hidden.device) if bool((top_p < 1).any()) else None,
         )
+
+
+def _adapter_key(piece: _Slice) -> tuple[int, bool]:
+    """What slices must have in common to take a layer's products together; no adapter comes first."""
+    if piece.adapter is None:
+        return (0, False)
+    return (id(piece.adapter), piece.is_canvas and not piece.adapter.is_shared)
+
+
+def _adapted_rows(slices: list[_Slice]) -> list[AdaptedRows] | None:
+    """The stretches of rows under each adapter; None where there is none."""
+    if all(piece.adapter is None for piece in slices):
+        return None
+    stretches, start = [], 0
+    for _, group in groupby(slices, key=_adapter_key):
+        pieces = list(group)
+        stop = start + sum(piece.ids.shape[0] for piece in pieces)
+        stretches.append(AdaptedRows(start, stop, pieces[0].adapter, pieces[0].is_canvas))
+        start = stop
+    return stretches
 
 
 def is_tied(model: Transformer) -> bool:

@@ -1,0 +1,69 @@
+"""Looks at the model outside of any request: likelihoods and logits.
+
+L canvas, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from presswork.cache.contiguous import SequenceCache
+from presswork.engine.runner import Runner
+from presswork.models.adapters import Adapter
+
+
+def causal_logprobs(
+    runner: Runner, lock: AbstractContextManager, ids: Sequence[int], num_prompt: int, chunk: int,
+    adapter: Adapter | None,
+) -> list[float]:  # fmt: skip
+    """Log-probability of each id after the first num_prompt given all before it, in nats.
+
+    Args:
+        lock: held during each chunk's pass and free between two, so that requests get theirs.
+    """
+    cache = SequenceCache(runner.config)
+    scores: list[float] = []
+    try:
+        for start in range(0, len(ids) - 1, chunk):
+            stop = min(start + chunk, len(ids) - 1)
+            skip = max(0, num_prompt - 1 - start)
+            with lock:
+                hidden = runner.causal_hidden(cache, ids[start:stop], adapter)
+                if skip < stop - start:
+                    targets = torch.tensor(ids[start + 1 + skip : stop + 1], device=hidden.device)
+                    reading = runner.read_logprobs(hidden[skip:], targets)
+                    assert reading.chosen_logprobs is not None
+                    scores += reading.chosen_logprobs[:, 0].tolist()
+    finally:
+        cache.release()
+    return scores
+
+
+@torch.no_grad()
+def canvas_logits(
+    runner: Runner, lock: AbstractContextManager, prompt: Sequence[int], canvas: Sequence[int],
+    previous: Float[Tensor, "L V"] | None, chunk: int, adapter: Adapter | None,
+) -> Float[Tensor, "L V"]:  # fmt: skip
+    """Float32 logits of one canvas after a prompt, softcapped; the only place that forms a [L, V] tensor.
+
+    Args:
+        previous: the previous step's temperature-divided logits; None is a first step.
+    """
+    model, belief = runner.model, None
+    if previous is not None:
+        weights = torch.softmax(previous.to(model.head.device, torch.float32), -1)
+        belief = weights.to(model.dtype) @ model.decoder.embedding
+    cache = SequenceCache(model.config)
+    with lock:
+        try:
+            for start in range(0, len(prompt), chunk):
+                runner.causal_hidden(cache, prompt[start : start + chunk], adapter)
+            hidden = runner.canvas_hidden(cache, torch.tensor(canvas), belief, adapter)
+        finally:
+            cache.release()
+        cap = model.config.final_logit_softcapping
+        return cap * torch.tanh(F.linear(hidden, model.head).float() / cap)
