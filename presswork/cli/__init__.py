@@ -27,6 +27,7 @@ VERBS = {
     "show": "Describe a model without loading it.",
     "list": "List the models that load without a download.",
     "convert": "Make a diffusion model out of an autoregressive one.",
+    "merge": "Add an adapter to a model's weights.",
     "pull": "Fetch a model from the Hub.",
 }
 

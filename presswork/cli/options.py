@@ -17,9 +17,18 @@ DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu or cu
 DtypeOption = Annotated[
     str | None, typer.Option(help="bfloat16 or float32 instead of the checkpoint's.", show_default=False)
 ]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", metavar="NAME=FOLDER", show_default=False,
+        help="Load an adapter and write with it. May be given several times; --model MODEL:NAME then says which.",
+    ),
+]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 NONE = "none"
+# Set by --adapter and --model.
+_WITHOUT_FLAG = {"adapter"}
 _ALIASES = {"max_denoising_steps": "--steps", "canvas_length": "--canvas"}
 
 
@@ -28,7 +37,8 @@ def sampling_flags(verb: Callable[..., None]) -> Callable[..., None]:
     from presswork.engine.params import SamplingParams
 
     hints, texts = get_type_hints(SamplingParams), documented_arguments(SamplingParams.__doc__ or "")
-    flags = [_flag(field, hints[field.name], texts[field.name]) for field in fields(SamplingParams)]
+    wanted = [field for field in fields(SamplingParams) if field.name not in _WITHOUT_FLAG]
+    flags = [_flag(field, hints[field.name], texts[field.name]) for field in wanted]
     names = {flag.name for flag in flags}
 
     def with_flags(**values: Any) -> None:

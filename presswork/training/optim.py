@@ -40,7 +40,7 @@ class MasterOptimizer:
         self._momenta = {
             name: torch.zeros_like(master)
             for name, master in self.masters.items()
-            if turned and master.ndim > 1 and not name.endswith(_TABLES)
+            if turned and master.ndim > 1 and not name.endswith(_TABLES) and not name.startswith("adapter.")
         }
         others = [master for name, master in self.masters.items() if name not in self._momenta]
         groups = [

@@ -17,6 +17,7 @@ import torch
 
 from presswork.config import ModelConfig, require
 from presswork.errors import ConfigError
+from presswork.models.adapters import LoraConfig
 from presswork.models.transformer import Transformer
 from presswork.training.config import TrainConfig
 from presswork.training.loss import Batch
@@ -97,6 +98,7 @@ class Recipe:
         start: where the weights come from.
         data: what is trained on.
         train: how.
+        lora: trains an adapter beside the weights, which stay as they are; None trains the weights.
         generation: sampling defaults the finished model is saved with.
         evaluate: tells how well a model does the task, from an engine that holds it; figures by name.
         evaluate_every: steps between evaluations, whole reports; 0 never evaluates.
@@ -107,12 +109,17 @@ class Recipe:
     start: Start
     data: BatchPlan
     train: TrainConfig
+    lora: LoraConfig | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
     evaluate: Callable[[Any], Mapping[str, float]] | None = None
     evaluate_every: int = 0
     write_text_files: Callable[[Path], None] | None = None
 
     def __post_init__(self) -> None:
+        require(
+            self.lora is None or not isinstance(self.start, FromScratch),
+            "lora adapts weights that are trained, and this run starts from fresh ones; start from a checkpoint",
+        )
         every, log_every = self.evaluate_every, self.train.log_every
         require(
             every >= 0 and every % log_every == 0,
@@ -175,10 +182,19 @@ def _set(value: Any, names: list[str], text: str, path: str) -> Any:
     known = [f.name for f in fields(value)]
     if names[0] not in known:
         raise ConfigError(f"{path}: {where} has no field {names[0]!r}; it has {', '.join(known)}")
-    if len(names) > 1:
-        return replace(value, **{names[0]: _set(getattr(value, names[0]), names[1:], text, path)})
     hint = get_type_hints(type(value))[names[0]]
+    if len(names) > 1:
+        part = getattr(value, names[0])
+        if part is None:
+            part = _default_part(hint)
+        return replace(value, **{names[0]: _set(part, names[1:], text, path)})
     return replace(value, **{names[0]: _parse(hint, text, path)})
+
+
+def _default_part(hint: Any) -> Any:
+    """A part that is switched on by setting one of its fields; None where the type is of no such kind."""
+    kinds = [kind for kind in get_args(hint) if is_dataclass(kind)]
+    return kinds[0]() if len(kinds) == 1 and isinstance(kinds[0], type) else None
 
 
 def _literal(text: str) -> Any:

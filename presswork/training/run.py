@@ -1,5 +1,6 @@
 """A recipe in a folder: opened, resumed, exported."""
 
+import copy
 import json
 import logging
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from presswork.errors import ConfigError, TrainingError
+from presswork.models.adapters import Adapter
 from presswork.models.transformer import Transformer
 from presswork.text.tokenizer import TOKENIZER_FILES
 from presswork.training.checkpoint import STATE_FILE
@@ -16,10 +18,13 @@ from presswork.training.recipe import FromCheckpoint, Recipe, ValidatedPlan, as_
 from presswork.training.trainer import Trainer
 from presswork.weights.config_files import write_generation_config
 from presswork.weights.hub import resolve
+from presswork.weights.lora import merge_adapter, new_adapter
+from presswork.weights.peft_files import save_adapter
 from presswork.weights.save import save_model
 
 RECIPE_FILE = "recipe.json"
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +38,9 @@ def open_run(recipe: Recipe, folder: Path) -> Trainer:
     """
     _refuse_another(recipe, folder)
     model = recipe.start.build()
+    if recipe.lora is not None:
+        model.requires_grad_(False)
+        model.adapter = new_adapter(model.config, recipe.lora)
     validation = recipe.data.validate_on(model) if isinstance(recipe.data, ValidatedPlan) else ()
     trainer = Trainer(model, recipe.data.open(model), recipe.train, folder, validation)
     _remember(recipe, folder)
@@ -76,25 +84,49 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
 
 
 def averaged_model(trainer: Trainer) -> Transformer:
-    """A copy of the model with the averaged weights, in bfloat16, for generation."""
+    """A copy of the model with the averaged weights, in bfloat16, for generation; an adapter is merged into it."""
     # The trainer's own may be compiled, so its tensors are taken and not the module.
     with torch.no_grad():
         model = Transformer(trainer.model.config).requires_grad_(False).eval().to(torch.bfloat16)
         state, average = model.state_dict(), trainer.averaged_weights()
         for name, tensor in trainer.model.state_dict().items():
-            state[name].copy_(average.get(name, tensor))
+            if name in state:
+                state[name].copy_(average.get(name, tensor))
+    adapter = averaged_adapter(trainer)
+    if adapter is not None:
+        merge_adapter(model, adapter)
     return model
+
+
+def averaged_adapter(trainer: Trainer) -> Adapter | None:
+    """A float32 copy of the adapter that is trained, with the averaged factors; None where the weights are trained."""
+    if trainer.model.adapter is None:
+        return None
+    adapter = copy.deepcopy(trainer.model.adapter).requires_grad_(False).eval().float()
+    prefix = "adapter."
+    average = {n.removeprefix(prefix): t for n, t in trainer.averaged_weights().items() if n.startswith(prefix)}
+    for name, parameter in adapter.named_parameters():
+        parameter.copy_(average[name])
+    return adapter
 
 
 def export(trainer: Trainer, recipe: Recipe, folder: Path | None = None) -> Path:
     """Write the averaged weights with tokenizer, template and generation defaults; returns the folder.
 
+    Where an adapter is trained, it alone is written.
+
     Args:
-        folder: where; None is `model` in the run's folder.
+        folder: where; None is `model`, or `adapter`, in the run's folder.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
+    adapter = averaged_adapter(trainer)
+    if adapter is not None and recipe.lora is not None:
+        base = recipe.start.model if isinstance(recipe.start, FromCheckpoint) else None
+        target = folder or trainer.folder / ADAPTER_FOLDER
+        save_adapter(adapter, target, trainer.model.config, recipe.lora, base)
+        return target
     target = folder or trainer.folder / MODEL_FOLDER
     save_model(averaged_model(trainer), target)
     write_generation_config(target, dict(recipe.generation))

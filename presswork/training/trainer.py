@@ -1,5 +1,6 @@
 """The training loop: draw a batch, two passes, one optimizer step; log, validate, checkpoint, resume."""
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -173,15 +174,16 @@ class Trainer:
         for i in range(count):
             number = step * count + i
             batch = self._source(number)
-            losses = batch_losses(
-                self.model, batch, encoder_weight=self.config.encoder_weight,
-                balance_weight=self.config.balance_weight, attend=self._attend,
-            )  # fmt: skip
-            if not torch.isfinite(losses.total):
-                raise self._failure("loss", step, batch)
-            if isinstance(self._source, CarryingSource):
-                self._source.observe(number, batch, losses.hidden, self.model)
-            (losses.total / count).backward()
+            with _seeded_dropout(self.model, number):
+                losses = batch_losses(
+                    self.model, batch, encoder_weight=self.config.encoder_weight,
+                    balance_weight=self.config.balance_weight, attend=self._attend,
+                )  # fmt: skip
+                if not torch.isfinite(losses.total):
+                    raise self._failure("loss", step, batch)
+                if isinstance(self._source, CarryingSource):
+                    self._source.observe(number, batch, losses.hidden, self.model)
+                (losses.total / count).backward()
             num_canvases += batch.starts.shape[0]
             num_tokens += batch.ids.numel() + batch.x0.numel()
         norm = self.optimizer.step(step)
@@ -215,8 +217,12 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
         """(canvas loss, causal loss) over the validation batches, by the averaged weights."""
-        with self.optimizer.averaged():
-            found = [batch_losses(self.model, batch, attend=self._attend) for batch in self._validation]
+        self.model.eval()
+        try:
+            with self.optimizer.averaged():
+                found = [batch_losses(self.model, batch, attend=self._attend) for batch in self._validation]
+        finally:
+            self.model.train()
         parts = ([float(losses.diffusion) for losses in found], [float(losses.encoder) for losses in found])
         return sum(parts[0]) / len(found), sum(parts[1]) / len(found)
 
@@ -251,6 +257,17 @@ class Trainer:
         With patience it is the one whose validation loss was lowest.
         """
         return self._best or self.optimizer.average
+
+
+@contextlib.contextmanager
+def _seeded_dropout(model: Transformer, number: int) -> Iterator[None]:
+    """Make what an adapter drops a function of the batch's number, and leave the process's generator as it was."""
+    if model.adapter is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[model.head.device] if model.head.is_cuda else []):
+        torch.manual_seed(number)
+        yield
 
 
 def _prepare(model: Transformer, compile_passes: bool) -> AttentionFunctions:

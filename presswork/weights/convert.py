@@ -1,4 +1,4 @@
-"""Makes a diffusion checkpoint out of an autoregressive one, to be trained further."""
+"""Makes a checkpoint out of another: of an autoregressive one, or of one with an adapter beside it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,6 +7,8 @@ from pathlib import Path
 from presswork.errors import CheckpointError, ConfigError
 from presswork.weights.config_files import read_config, read_end_ids, read_layout
 from presswork.weights.load import Progress, load_model
+from presswork.weights.lora import merge_adapter
+from presswork.weights.peft_files import load_adapter
 from presswork.weights.save import save_model
 
 RELEASED_GENERATION = {
@@ -40,8 +42,7 @@ def convert(
     """
     if read_layout(source) != "autoregressive":
         raise ConfigError(f"{source} is a diffusion model already; convert takes an autoregressive one")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} is there and not an empty folder; give another place")
+    _require_free(target)
     # A wrong length is told before minutes of reading.
     replace(read_config(source), canvas_length=canvas_length)
     model = load_model(source, progress=progress)
@@ -49,3 +50,33 @@ def convert(
     ends = {"eos_token_id": read_end_ids(source), "pad_token_id": model.config.pad_token_id}
     settings = {**RELEASED_GENERATION, **ends}
     save_model(model, target, max_shard_bytes=max_shard_bytes, generation_config=settings, extra=extra)
+
+
+def merge(
+    source: Path, adapter: Path, target: Path, *, extra: Sequence[Path] = (), max_shard_bytes: float = 5e9,
+    progress: Progress | None = None,
+) -> None:  # fmt: skip
+    """Write a model with an adapter added to its weights, in the model's dtype.
+
+    Args:
+        extra: files to copy beside the weights, such as the tokenizer's and the sampling defaults.
+        progress: told the bytes read and the bytes to read.
+
+    Raises:
+        ConfigError: the source is an autoregressive model, or the adapter cannot be merged.
+        CheckpointError: the source or the adapter cannot be used, the target is not an empty folder, or it cannot be
+            written.
+    """
+    if read_layout(source) == "autoregressive":
+        raise ConfigError(f"{source} is an autoregressive model; make it a diffusion model first, with convert")
+    _require_free(target)
+    # A wrong adapter is told before minutes of reading.
+    factors = load_adapter(adapter, read_config(source))
+    model = load_model(source, progress=progress)
+    merge_adapter(model, factors)
+    save_model(model, target, max_shard_bytes=max_shard_bytes, extra=extra)
+
+
+def _require_free(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} is there and not an empty folder; give another place")

@@ -122,7 +122,7 @@ def _install(adapter: Adapter, mode: Mode, parameter: str, weight: WeightAdapter
         setattr(layer.experts, names[-1], weight)
 
 
-def _weights(adapter: Adapter) -> Iterator[tuple[Mode, str, WeightAdapter]]:
+def adapted_weights(adapter: Adapter) -> Iterator[tuple[Mode, str, WeightAdapter]]:
     """(mode, name of our weight as the decoder has it, factors), the shared ones once, as the decoder's."""
     modes: tuple[tuple[Mode, StackAdapter], ...] = (("decoder", adapter.decoder), ("encoder", adapter.encoder))
     for mode, stack in modes[: 1 if adapter.is_shared else 2]:
@@ -144,7 +144,7 @@ def _own_name(path: str) -> str:
 def adapter_sites(config: ModelConfig, adapter: Adapter) -> Iterator[tuple[Mode, str, LowRank]]:
     """(mode, weight name relative to its prefix, factors)."""
     by_place = {(place.parameter, place.start): name for name, place in product_places(config).items()}
-    for mode, parameter, weight in _weights(adapter):
+    for mode, parameter, weight in adapted_weights(adapter):
         for part in weight:
             yield mode, by_place[parameter, part.start], part
 
@@ -163,7 +163,7 @@ def merge_adapter(model: Transformer, adapter: Adapter) -> None:
             "it cannot be merged, use it beside the model"
         )
     state = model.state_dict()
-    for mode, name, weight in list(_weights(adapter)):
+    for mode, name, weight in list(adapted_weights(adapter)):
         own = name if mode == "decoder" else name.replace("decoder.", "own_encoder.", 1)
         names = [own]
         if adapter.is_shared and not is_tied and name.startswith("decoder."):

@@ -15,12 +15,17 @@ from presswork.cli import app
 from presswork.cli.sudoku import EXAMPLE
 from presswork.cli.watch import CanvasView
 from presswork.engine.loader import load
+from presswork.models.adapters import LoraConfig
 from presswork.tasks.molecules.smiles import VOCAB_SIZE, build_tokenizer
 from presswork.tasks.sudoku.encoding import read_puzzle
 from presswork.tasks.sudoku.generate import solve
 from presswork.testing import tiny_model
 from presswork.training.checkpoint import load_state
 from presswork.training.metrics import read_metrics
+from presswork.weights.config_files import read_config
+from presswork.weights.hub import resolve
+from presswork.weights.lora import new_adapter
+from presswork.weights.peft_files import save_adapter
 from presswork.weights.save import save_model
 from tests.weights.folders import write_autoregressive
 
@@ -181,7 +186,7 @@ def test_a_closed_pipe_is_quiet():
 
 def test_version_and_help(capsys):
     assert run(capsys, "--version")[1].startswith("presswork 0.")
-    for verb in ("run", "chat", "show", "list", "pull", "bench", "doctor", "eval", "train", "convert"):
+    for verb in ("run", "chat", "show", "list", "pull", "bench", "doctor", "eval", "train", "convert", "merge"):
         assert run(capsys, verb, "--help")[0] == 0
 
 
@@ -194,6 +199,45 @@ def test_convert_makes_a_folder_that_loads(capsys, tmp_path):
     assert engine.generate(prompt_token_ids=[3], max_tokens=2, ignore_eos=True).stats.num_denoise_steps > 0
     code, _, err = run(capsys, "convert", str(source), str(tmp_path / "new"))
     assert code == 4 and "is there and not an empty folder" in err
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A folder with an adapter of the embedded Sudoku model that changes what it writes."""
+    config, lora = read_config(resolve("sudoku")), LoraConfig(rank=2, alpha=2, targets=("*.o_proj",))
+    made = new_adapter(config, lora)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    save_adapter(made, tmp_path / "adapter", config, lora, "sudoku")
+    return tmp_path / "adapter"
+
+
+def test_adapters_are_loaded_named_and_merged(capsys, adapter, tmp_path):
+    def tokens(*flags: str) -> list[int]:
+        code, out, err = run(capsys, "run", "--json", "--max-tokens", "8", "--steps", "3", *flags)
+        assert code == 0, err
+        return json.loads(out)["token_ids"]
+
+    plain, alone = tokens(), tokens("--adapter", f"a={adapter}")
+    assert plain != alone == tokens("--adapter", str(adapter))
+    both = ("--adapter", f"a={adapter}", "--adapter", f"b={adapter}")
+    assert plain == tokens(*both)
+    assert alone == tokens(*both, "--model", "sudoku:b")
+    code, _, err = run(capsys, "merge", "sudoku", str(adapter), str(tmp_path / "merged"))
+    assert code == 0 and "wrote" in err
+    assert load(tmp_path / "merged").tokenizer is not None
+    code, _, err = run(capsys, "merge", "sudoku", str(adapter), str(tmp_path / "merged"))
+    assert code == 4 and "is there and not an empty folder" in err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("nonsense", "--adapter takes NAME=FOLDER, got 'nonsense'"), ("a=nowhere", "no adapter in nowhere")],
+)
+def test_an_adapter_that_cannot_be_had_is_told(capsys, flag, message):
+    code, _, err = run(capsys, "run", "--adapter", flag)
+    assert code in (2, 4) and message in err and len(err.strip().splitlines()) <= 2
 
 
 def test_eval_counts_molecules(capsys, tmp_path):

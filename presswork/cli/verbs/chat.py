@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, ModelArgument, sampling_flags
+from presswork.cli.options import AdapterOption, DeviceOption, DtypeOption, ModelArgument, sampling_flags
 from presswork.cli.output import note
 from presswork.cli.stream import figures, write_events
 from presswork.engine.engine import Engine
@@ -26,6 +26,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system message that starts the conversation.")] = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
+    adapters: AdapterOption = None,
     *,
     sampling: dict[str, Any],
 ) -> None:
@@ -39,7 +40,7 @@ def chat(
       presswork chat FOLDER --max-tokens 400
       printf 'Hello!\\nAnd in French?\\n' | presswork chat FOLDER
     """
-    engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
+    engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling, adapters=adapters or ())
     if engine.template is None:
         raise UnsupportedError(f"{model} has no chat template, so it cannot chat; `presswork run` takes plain prompts")
     talk = Conversation(engine, sampling, system)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from presswork.cli.model import loading_bar
 from presswork.cli.options import ModelArgument
 from presswork.cli.output import note
-from presswork.cli.progress import progress_bar
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -34,14 +34,6 @@ def convert(
 
     folder = resolve(model)
     text_files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    with progress_bar("reading bytes", 100) as advance:
-        done = 0
-
-        def on_progress(read: int, total: int) -> None:
-            nonlocal done
-            percent = 100 * read // max(1, total)
-            advance(percent - done)
-            done = percent
-
-        write(folder, out, canvas_length=canvas, extra=text_files, progress=on_progress)
+    with loading_bar(model) as progress:
+        write(folder, out, canvas_length=canvas, extra=text_files, progress=progress)
     note(f"wrote {out}; train it with a recipe that starts from it")

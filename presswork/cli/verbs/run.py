@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, sampling_flags
+from presswork.cli.options import AdapterOption, DeviceOption, DtypeOption, JsonOption, ModelOption, sampling_flags
 from presswork.cli.output import note, print_json, reply_json, write_text
 from presswork.cli.stream import can_draw, figures, watch, write_events
 from presswork.cli.sudoku import EXAMPLE, MAX_TOKENS, grid_text, is_sudoku, puzzle_text
@@ -30,6 +30,7 @@ def run(
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
+    adapters: AdapterOption = None,
     *,
     sampling: dict[str, Any],
 ) -> None:
@@ -44,11 +45,12 @@ def run(
       presswork run "Why is the sky blue?" --model FOLDER --max-tokens 200 --seed 7
       cat notes.txt | presswork run - --model FOLDER --json
       presswork run --file puzzle.txt --mode ar --temperature 0
+      presswork run "Dear Ms Ito," --model FOLDER --adapter letters=runs/lora/adapter
     """
     if is_watched and as_json:
         raise RequestError("--watch and --json exclude each other: one is for eyes, the other for programs")
     text = _prompt(prompt, file, raw)
-    engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
+    engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling, adapters=adapters or ())
     if text is None:
         text = _example(engine, raw)
     if is_sudoku(engine) and not raw:

@@ -63,11 +63,21 @@ def train(
         note(f"stopped after step {trainer.next_step}; run the same command again to go on")
         raise typer.Exit(130)
     target = export(trainer, wanted)
-    note(f"wrote {target}; try: presswork run --model {target}")
+    kind = "model" if wanted.lora is None else "adapter"
+    note(f"wrote {target}; try: presswork run --{kind} {target}" + _beside(wanted))
     if as_json:
         from dataclasses import asdict
 
-        print_json({"folder": str(folder), "model": str(target), "last": None if last is None else asdict(last)})
+        print_json({"folder": str(folder), kind: str(target), "last": None if last is None else asdict(last)})
+
+
+def _beside(recipe: "Recipe") -> str:
+    """The model an adapter belongs to, as a flag."""
+    from presswork.training.recipe import FromCheckpoint
+
+    if recipe.lora is None or not isinstance(recipe.start, FromCheckpoint):
+        return ""
+    return f" --model {recipe.start.model}"
 
 
 def _run(trainer: "Trainer", recipe: "Recipe") -> "StepReport | None":
