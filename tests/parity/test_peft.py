@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ BELIEF = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
 PRODUCTS = r"model\.(encoder\.language_model|decoder)\..*(self_attn|mlp|self_conditioning)\..*_proj"
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
-peft = pytest.importorskip("peft", reason="peft is a development dependency")
 # peft calls a name that this version of transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
