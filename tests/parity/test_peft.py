@@ -24,7 +24,10 @@ PRODUCTS = r"model\.(encoder\.language_model|decoder)\..*(self_attn|mlp|self_con
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 
 # peft calls a name that this version of transformers has renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.slow,
+]
 
 
 def shake(parameters: Any, seed: int = 0) -> None:
@@ -61,8 +64,9 @@ def assert_equal(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) 
 
 
 @pytest.mark.parametrize(
-    "targets", [("*_proj", "*.router.proj"), ("*.q_proj", "*self_conditioning*"), ("*gate_up_proj",), ("*.1.*down_proj",)]
-)  # fmt: skip
+    "targets",
+    [("*_proj", "*.router.proj"), ("*.q_proj", "*self_conditioning*"), ("*gate_up_proj",), ("*.1.*down_proj",)],
+)
 def test_peft_computes_the_same_with_an_adapter_of_ours(targets, tmp_path, build_oracle):
     model = fixture_model()
     lora = LoraConfig(rank=4, alpha=8, targets=targets)

@@ -17,6 +17,7 @@ from presswork.weights.peft_files import CONFIG_FILE, WEIGHTS_FILE, load_adapter
 
 LORA = LoraConfig(rank=2, alpha=4, targets=("*_proj",))
 KEY = "base_model.model.model.decoder.layers.0.self_attn.q_proj.lora_A.weight"
+OTHER_LAYER, OTHER_KIND = KEY.replace("layers.0", "layers.9"), KEY.replace("lora_A", "lora_magnitude_vector")
 
 
 @pytest.fixture
@@ -63,11 +64,11 @@ def with_tensors(change: Callable[[dict], object]) -> Callable[[Path], None]:
         (with_settings(modules_to_save=["lm_head"]), "modules_to_save is not supported"),
         (with_settings(init_lora_weights="pissa"), "'pissa' changes the model's own weights"),
         (with_settings(lora_alpha="much"), "lora_alpha must be a number, got 'much'"),
-        (with_tensors(lambda t: t.pop(KEY)), "holds lora_B of model.decoder.layers.0.self_attn.q_proj without its other"),
+        (with_tensors(lambda t: t.pop(KEY)), "holds lora_B of .*q_proj without its other"),
         (with_tensors(lambda t: t.update({KEY: torch.full((2, 16), float("nan"))})), f"{KEY} in .* holds NaN"),
         (with_tensors(lambda t: t.update({KEY: torch.zeros(2, 17)})), r"\[2, 17\] and \[16, 2\], .* another model"),
-        (with_tensors(lambda t: t.update({KEY.replace("layers.0", "layers.9"): t[KEY].clone()})), "layers.9.self_attn.q_proj,"),
-        (with_tensors(lambda t: t.update({KEY.replace("lora_A", "lora_magnitude_vector"): t[KEY].clone()})), "no factor of a"),
+        (with_tensors(lambda t: t.update({OTHER_LAYER: t[KEY].clone()})), "layers.9.self_attn.q_proj, which"),
+        (with_tensors(lambda t: t.update({OTHER_KIND: t[KEY].clone()})), "no factor of a"),
         (with_tensors(lambda t: t.clear()), "holds no factors"),
     ],
 )  # fmt: skip
