@@ -339,6 +339,25 @@ def test_an_evaluation_reports_both_modes():
     assert modes == ("diffusion", "diffusion", "ar", "ar")
 
 
+def test_further_tries_take_only_what_breaks_the_rules():
+    """Four puzzles; 0 is solved at once, 2 in the second try, 3 in the third, 1 never."""
+    right = encode_solutions(cells(SOLUTION)[None])[0]
+    wrong = right.copy()
+    wrong[[2, 3]] = wrong[[3, 2]]
+    engine = RecordedEngine({"diffusion": [right, wrong, wrong, wrong, wrong, right, wrong, wrong, right]})
+    puzzles, solutions = np.tile(cells(PUZZLE), (4, 1)), np.tile(cells(SOLUTION), (4, 1))
+    seen = []
+    report = evaluate_puzzles(
+        engine, puzzles, solutions, 7, with_ar=False, tries=3, on_progress=lambda _, done: seen.append(done)  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert report["solved"] == 0.75 and report["solved_by_try"] == [0.25, 0.5, 0.75]
+    assert report["mean_steps"] == 6 * 9 / 4
+    assert report["cells"] == pytest.approx(1 - 2 / (4 * 81))
+    assert seen == [1, 2, 4]
+    assert [len(prompts) for _, prompts, _ in engine.calls] == [4, 3, 2]
+    assert len({params["seed"] for *_, params in engine.calls}) == 3
+
+
 @pytest.mark.slow
 def test_an_evaluation_runs_on_the_engine():
     engine = Engine(fixture_model(tiny_config(vocab_size=VOCAB_SIZE, canvas_length=90)))

@@ -17,6 +17,8 @@ from presswork.tasks.sudoku.generate import Cells, Clues, Grids, as_grids, count
 
 # Enough to keep passes full, and small against an engine's queue.
 _BATCH = 64
+# Far apart, so that seeds of one evaluation are not those of the next.
+_SEED_STRIDE = 1 << 32
 
 
 def evaluate(
@@ -27,6 +29,7 @@ def evaluate(
     *,
     with_diffusion: bool = True,
     with_ar: bool = True,
+    tries: int = 1,
     on_progress: Callable[[Mode, int], None] | None = None,
     **params: Any,
 ) -> dict[str, Any]:
@@ -34,15 +37,15 @@ def evaluate(
 
     Args:
         num, clues, seed: what puzzles, as `generate` makes them; the seed is also the requests'.
-        with_diffusion, with_ar, on_progress, params: as in `evaluate_puzzles`.
+        with_diffusion, with_ar, tries, on_progress, params: as in `evaluate_puzzles`.
     Returns: the keys of `evaluate_puzzles`, and clues.
     """
     if num < 1:
         raise RequestError(f"num must be at least 1 puzzle, got {num}")
     puzzles, solutions = generate(num, seed, clues)
     report = evaluate_puzzles(
-        engine, puzzles, solutions, seed, with_diffusion=with_diffusion, with_ar=with_ar, on_progress=on_progress,
-        **params,
+        engine, puzzles, solutions, seed, with_diffusion=with_diffusion, with_ar=with_ar, tries=tries,
+        on_progress=on_progress, **params,
     )  # fmt: skip
     return {"clues": str(clues), **report}
 
@@ -55,6 +58,7 @@ def evaluate_puzzles(
     *,
     with_diffusion: bool = True,
     with_ar: bool = True,
+    tries: int = 1,
     on_progress: Callable[[Mode, int], None] | None = None,
     **params: Any,
 ) -> dict[str, Any]:
@@ -64,18 +68,21 @@ def evaluate_puzzles(
         with_diffusion: solve them by denoising.
         with_ar: solve them one token at a time too, the likeliest each time. That comes second, so prefixes it finds
             cached favour it.
+        tries: canvases a puzzle may take by denoising. The rules, not the solution, tell whether one is solved; if not,
+            the next canvas has another seed. The last one counts.
         on_progress: called with the mode and the puzzles done in it after every batch.
         params: of the diffusion requests, fields of SamplingParams; the others are the checkpoint's.
     Returns:
         num, seed, and of diffusion: solved (fraction of puzzles), cells (fraction of all 81 N cells that are right, an
-        ill-formed grid's counted too), mean_steps (denoise steps a puzzle; for ar, tokens), tokens_per_s (delivered,
-        prefill included), wall_s; the same five under ar.
+        ill-formed grid's counted too), mean_steps (denoise steps a puzzle, of all its canvases; for ar, tokens),
+        tokens_per_s (delivered, prefill included), wall_s; the same five under ar. With several tries also
+        solved_by_try: the fraction solved within 1, 2, ... canvases.
     """
     report: dict[str, Any] = {"num": len(puzzles), "seed": seed}
     if with_diffusion:
-        report |= _run(engine, puzzles, solutions, "diffusion", on_progress, seed=seed, **params)
+        report |= _run(engine, puzzles, solutions, "diffusion", tries, on_progress, seed=seed, **params)
     if with_ar:
-        report["ar"] = _run(engine, puzzles, solutions, "ar", on_progress, seed=seed, temperature=0.0)
+        report["ar"] = _run(engine, puzzles, solutions, "ar", 1, on_progress, seed=seed, temperature=0.0)
     return report
 
 
@@ -120,35 +127,49 @@ def num_cells_right(token_ids: Sequence[int], solution: Cells) -> int:
 
 
 def _run(
-    engine: Engine, puzzles: Grids, solutions: Grids, mode: Mode,
-    on_progress: Callable[[Mode, int], None] | None, **params: Any,
+    engine: Engine, puzzles: Grids, solutions: Grids, mode: Mode, tries: int,
+    on_progress: Callable[[Mode, int], None] | None, *, seed: int, **params: Any,
 ) -> dict[str, Any]:  # fmt: skip
     prompts = encode_prompts(puzzles).tolist()
-    replies: list[Reply] = []
-    started = time.perf_counter()
-    for start in range(0, len(prompts), _BATCH):
-        batch = prompts[start : start + _BATCH]
-        replies += engine.generate(prompt_token_ids=batch, mode=mode, max_tokens=CANVAS_LENGTH, **params)
-        if on_progress is not None:
-            on_progress(mode, len(replies))
+    replies: dict[int, Reply] = {}
+    solved_at: dict[int, int] = {}
+    num_steps, started = 0, time.perf_counter()
+    for attempt in range(tries):
+        left = [i for i in range(len(prompts)) if i not in solved_at]
+        for start in range(0, len(left), _BATCH):
+            batch = left[start : start + _BATCH]
+            found = engine.generate(
+                prompt_token_ids=[prompts[i] for i in batch], mode=mode, max_tokens=CANVAS_LENGTH,
+                seed=seed + attempt * _SEED_STRIDE, **params,
+            )  # fmt: skip
+            replies |= zip(batch, found, strict=True)
+            num_steps += sum(len(r.token_ids) if mode == "ar" else r.stats.num_denoise_steps for r in found)
+            solved_at |= {i: attempt for i in batch if _solves(puzzles[i], replies[i])}
+            if on_progress is not None:
+                is_last = attempt + 1 == tries
+                on_progress(mode, len(prompts) - len(left) + start + len(batch) if is_last else len(solved_at))
     wall_s = time.perf_counter() - started
-    return _summary(puzzles, solutions, replies, wall_s, mode)
+    report: dict[str, Any] = {"solved": len(solved_at) / len(prompts)}
+    report |= _summary(list(replies.values()), solutions[list(replies)], num_steps, wall_s)
+    if tries > 1:
+        counts = [sum(at <= attempt for at in solved_at.values()) for attempt in range(tries)]
+        report["solved_by_try"] = [count / len(prompts) for count in counts]
+    return report
 
 
-def _summary(puzzles: Grids, solutions: Grids, replies: list[Reply], wall_s: float, mode: Mode) -> dict[str, Any]:
-    num = len(puzzles)
-    grids = [decode_solution(reply.token_ids) for reply in replies]
-    num_solved = sum(g is not None and is_solved(p, g) for p, g in zip(puzzles, grids, strict=True))
+def _summary(replies: list[Reply], solutions: Grids, num_steps: int, wall_s: float) -> dict[str, Any]:
     num_right = sum(num_cells_right(r.token_ids, s) for r, s in zip(replies, solutions, strict=True))
-    num_tokens = sum(len(reply.token_ids) for reply in replies)
-    num_steps = sum(reply.stats.num_denoise_steps for reply in replies) if mode == "diffusion" else num_tokens
     return {
-        "solved": num_solved / num,
-        "cells": num_right / (81 * num),
-        "mean_steps": num_steps / num,
-        "tokens_per_s": num_tokens / wall_s,
+        "cells": num_right / (81 * len(replies)),
+        "mean_steps": num_steps / len(replies),
+        "tokens_per_s": sum(len(reply.token_ids) for reply in replies) / wall_s,
         "wall_s": wall_s,
     }
+
+
+def _solves(puzzle: Cells, reply: Reply) -> bool:
+    grid = decode_solution(reply.token_ids)
+    return grid is not None and is_solved(puzzle, grid)
 
 
 def _read_pair(line: str) -> tuple[Cells, Cells]:
