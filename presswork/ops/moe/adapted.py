@@ -25,15 +25,18 @@ def mix_adapted_experts(
 ) -> Float[Tensor, "N D"]:
     """mix_experts with gate_up + B A and down + B A in place of the weights, which are not formed; pure.
 
-    A row's sum runs over its experts by number, so it does not depend on other rows.
+    Rows are sorted by expert once. A row's sum runs over its slots in order, so it does not depend on other rows.
     """
-    total = torch.zeros(h.shape, dtype=torch.float32, device=h.device)
-    for expert in experts.unique().tolist():
-        rows, slots = torch.where(experts == expert)
-        wide = _product(h[rows], gate_up, gate_up_factors, expert)
-        out = _product(gated_gelu(wide), down, down_factors, expert)
-        total = total.index_add(0, rows, out.float() * weights[rows, slots, None])
-    return total.to(h.dtype)
+    num_rows, top_k = experts.shape
+    order = experts.flatten().argsort(stable=True)
+    counts = torch.bincount(experts.flatten(), minlength=gate_up.shape[0]).tolist()
+    parts = []
+    for expert, x in enumerate(h[order // top_k].split(counts)):
+        if counts[expert]:
+            wide = _product(x, gate_up, gate_up_factors, expert)
+            parts.append(_product(gated_gelu(wide), down, down_factors, expert))
+    results = torch.cat(parts)[order.argsort()].view(num_rows, top_k, -1)
+    return (results.float() * weights[:, :, None]).sum(1).to(h.dtype)
 
 
 def _product(x: Tensor, weight: Tensor, factors: Factors | None, expert: int) -> Tensor:

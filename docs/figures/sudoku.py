@@ -1,0 +1,98 @@
+"""Draws the pictures of the Sudoku tutorial from a run's folder.
+
+    python docs/figures/sudoku.py runs/tutorial docs/figures
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+# Words stay words in the file, and it comes out the same each time.
+matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "presswork", "font.family": "sans-serif"})
+
+from matplotlib import pyplot  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.style import Style  # noqa: E402
+from rich.table import Table  # noqa: E402
+from rich.text import Text  # noqa: E402
+
+from presswork.engine.engine import Engine  # noqa: E402
+from presswork.engine.events import Draft  # noqa: E402
+from presswork.engine.loader import load  # noqa: E402
+from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, DIGIT_ID, encode_prompts, read_puzzle  # noqa: E402
+from presswork.tasks.sudoku.generate import Cells  # noqa: E402
+from presswork.training.metrics import EVALUATIONS_FILE, METRICS_FILE, read_metrics  # noqa: E402
+
+PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
+NUM_FRAMES = 6
+
+
+def draw_curve(run: Path, file: Path) -> None:
+    """Losses and solve rates over the steps of a run."""
+    metrics, evaluations = read_metrics(run, METRICS_FILE), read_metrics(run, EVALUATIONS_FILE)
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(7, 5.5), sharex=True, layout="constrained")
+    steps = [row["step"] + 1 for row in metrics]
+    above.plot(steps, [row["diffusion"] for row in metrics], color="#1f6feb", label="canvas loss")
+    above.plot(steps, [row["canvas_accuracy"] for row in metrics], color="#8b949e", label="canvas tokens right")
+    above.set_ylabel("nats a token; share")
+    above.legend(frameon=False)
+    at = [0] + [row["step"] + 1 for row in evaluations]
+    for name, label, colour in (
+        ("solved_30_45", "30-45 clues", "#2da44e"),
+        ("solved_minimal", "minimal, about 24 clues", "#bf8700"),
+    ):
+        below.plot(at, [0.0] + [row[name] for row in evaluations], marker="o", color=colour, label=label)
+    below.set(xlabel="step", ylabel="puzzles solved", ylim=(-0.03, 1.03))
+    below.legend(frameon=False)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def draw_frames(engine: Engine, file: Path) -> None:
+    """A puzzle's canvas after some of its denoise steps, the clues bold, the rest as bright as it is certain."""
+    puzzle = read_puzzle(PUZZLE)
+    ids = encode_prompts(puzzle[None])[0].tolist()
+    events = engine.stream(prompt_token_ids=ids, drafts=True, max_tokens=CANVAS_LENGTH)
+    drafts = [event for event in events if isinstance(event, Draft)]
+    last = next(i for i, draft in enumerate(drafts) if draft.token_ids == drafts[-1].token_ids)
+    shown = sorted({round(i * last / (NUM_FRAMES - 1)) for i in range(NUM_FRAMES)})
+    table = Table.grid(padding=(0, 3))
+    for start in range(0, len(shown), 3):
+        row = [_board(drafts[i], puzzle) for i in shown[start : start + 3]]
+        table.add_row(*row)
+        table.add_row()
+    console = Console(record=True, width=76, file=Path("/dev/null").open("w"), force_terminal=True)  # noqa: SIM115
+    console.print(table)
+    console.save_svg(str(file), title="a canvas settles")
+
+
+def _board(draft: Draft, puzzle: Cells) -> Text:
+    text = Text(f"step {draft.step}\n", style="cyan")
+    for cell in range(81):
+        position = cell + cell // 9
+        digit = draft.token_ids[position] - DIGIT_ID
+        certainty = max(0.0, 1.0 - draft.entropy[position] / 2.2)
+        level = 70 + round(160 * certainty)
+        style = Style(bold=True, color="bright_cyan") if puzzle[cell] else Style(color=f"rgb({level},{level},{level})")
+        text.append(str(digit) if 1 <= digit <= 9 else "·", style=style)
+        text.append("\n" if cell % 9 == 8 else "  " if cell % 3 == 2 else " ")
+        if cell in (26, 53):
+            text.append("\n")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("out", type=Path, help="folder of the pictures")
+    arguments = parser.parse_args()
+    draw_curve(arguments.run, arguments.out / "sudoku-curve.svg")
+    draw_frames(load(arguments.run / "model"), arguments.out / "sudoku-frames.svg")
+
+
+if __name__ == "__main__":
+    main()
