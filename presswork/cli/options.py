@@ -20,6 +20,8 @@ DtypeOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 NONE = "none"
+# Positions and token ids are for programs.
+_WITHOUT_FLAG = {"pins"}
 _ALIASES = {"max_denoising_steps": "--steps", "canvas_length": "--canvas"}
 
 
@@ -28,7 +30,11 @@ def sampling_flags(verb: Callable[..., None]) -> Callable[..., None]:
     from presswork.engine.params import SamplingParams
 
     hints, texts = get_type_hints(SamplingParams), documented_arguments(SamplingParams.__doc__ or "")
-    flags = [_flag(field, hints[field.name], texts[field.name]) for field in fields(SamplingParams)]
+    flags = [
+        _flag(field, hints[field.name], texts[field.name])
+        for field in fields(SamplingParams)
+        if field.name not in _WITHOUT_FLAG
+    ]
     names = {flag.name for flag in flags}
 
     def with_flags(**values: Any) -> None:

@@ -19,7 +19,8 @@ from presswork.config import require
 from presswork.engine.events import Commit, Done, Draft, Reply
 from presswork.engine.loop import EngineLoop
 from presswork.engine.output import OutputText
-from presswork.engine.params import Mode, SamplingParams, defaults_from_checkpoint
+from presswork.engine.params import Mode, SamplingParams, defaults_from_checkpoint, each_params
+from presswork.engine.pins import with_ends_held_off
 from presswork.engine.prefix import PrefixCache
 from presswork.engine.request import Request
 from presswork.engine.runner import Runner
@@ -133,13 +134,13 @@ class Engine:
             prompt: a text or a list of texts. Where the checkpoint has a chat template, a text is one user turn.
             prompt_token_ids: token ids instead, one prompt or a list of them; taken as they are.
             raw: encode the text as it stands, without the chat template.
-            params: fields of SamplingParams; the rest are the checkpoint's defaults. With several prompts `seed` may
-                be a list, one for each.
+            params: fields of SamplingParams; the rest are the checkpoint's defaults. With several prompts `seed`
+                and `pins` may be lists, one for each.
         Raises:
             RequestError: a malformed prompt or parameter. GenerationError: a request failed while it ran.
         """
         prompts, is_single = self._prompts(prompt, prompt_token_ids, raw)
-        each = self._each_params(len(prompts), is_single, params)
+        each = each_params(self.defaults, len(prompts), is_single, params)
         requests: list[Request] = []
         try:
             for ids, sampling in zip(prompts, each, strict=True):
@@ -238,6 +239,7 @@ class Engine:
         if unknown:
             raise RequestError(f"stop_token_ids must lie in 0..{vocab - 1}, got {unknown[0]}")
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
+        params = with_ends_held_off(params, ends, max_tokens, vocab)
         request = Request(
             prompt_ids=ids,
             params=params,
@@ -435,15 +437,6 @@ class Engine:
                 f"of {self.max_context}; lower max_tokens or shorten the prompt"
             )
         return params.max_tokens
-
-    def _each_params(self, num: int, is_single: bool, params: dict[str, Any]) -> list[SamplingParams]:
-        """The parameters of each prompt; only the seed may differ."""
-        seeds = params.get("seed")
-        if is_single or not isinstance(seeds, Sequence):
-            return [self.defaults.changed(**params)] * num
-        if len(seeds) != num:
-            raise RequestError(f"seed has {len(seeds)} values for {num} prompts; give one for each, or one number")
-        return [self.defaults.changed(**{**params, "seed": seed}) for seed in seeds]
 
     def _finish(self, request: Request) -> Reply:
         for event in self.events(request):
