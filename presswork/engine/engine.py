@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from presswork.cache.contiguous import SequenceCache
 from presswork.config import require
 from presswork.engine.events import Commit, Done, Draft, Reply
+from presswork.engine.fill import FillReply, fill
 from presswork.engine.loop import EngineLoop
 from presswork.engine.output import OutputText
 from presswork.engine.params import Mode, SamplingParams, defaults_from_checkpoint, each_params
@@ -214,12 +215,29 @@ class Engine:
         text = self.template.render(messages, tools=tools_list, **variables)
         return self._require_tokenizer().encode(text, add_special_tokens=False)
 
+    def fill(
+        self, prefix: str, suffix: str, *, max_tokens: int | None = None, lengths: Sequence[int] | None = None,
+        **params: Any,
+    ) -> FillReply:  # fmt: skip
+        """Fill the gap between two texts; both come back as they are, byte for byte. No chat template is applied.
+
+        Args:
+            max_tokens: of the gap, at most; None is half a canvas. lengths: gap lengths to try, instead.
+            params: fields of SamplingParams, but for those that the gap decides.
+        Raises: RequestError, UnsupportedError, GenerationError.
+        """
+        return fill(self, prefix, suffix, max_tokens=max_tokens, lengths=lengths, **params)
+
     # Requests one by one, for servers and schedulers of their own
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, wants_drafts: bool = False
-    ) -> Request:
-        """Queue a prompt. Raises RequestError, QueueFullError, EngineClosedError; nothing has run yet."""
+        self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, wants_drafts: bool = False,
+        banned: Mapping[int, Tensor] | None = None,
+    ) -> Request:  # fmt: skip
+        """Queue a prompt. Raises RequestError, QueueFullError, EngineClosedError; nothing has run yet.
+
+        Args: as stream; banned: token ids ruled out at single positions of the generated text.
+        """
         params = params or self.defaults
         ids = self._checked_ids(prompt_ids)
         max_tokens = self._max_tokens(len(ids), params)
@@ -247,6 +265,7 @@ class Engine:
             output=OutputText(self.tokenizer, params, ends, max_tokens),
             end_ids=ends,
             wants_drafts=wants_drafts,
+            banned=banned or {},
         )
         with self._lock:
             if self._closed:
