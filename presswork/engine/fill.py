@@ -1,13 +1,11 @@
 """Filling a gap between two texts: several gap lengths are denoised side by side, and the likeliest whole text wins.
 
-    prompt               canvas of a gap of n = 3
-    <bos> def f ( x      ):\\n    ·  ·  ·  \\n    return  y  \\n  <eos> <eos> <eos>
-                         border   gap      border   pinned: the suffix, then ends
+    prompt          canvas
+    <bos> def f (x  ):  \\n···  ~  ~  ~  \\n···  return  y  \\n  <eos>  <eos>
+                    border     gap of 3  border pinned: the suffix, then ends
 
-Text tokenised in parts is not tokenised as a whole is: what stands left of the gap may end, and what stands right of it
-begin, in the middle of a token. So the prompt's last token and the suffix's first one are given up, and at each of
-these two borders the model may write any token that begins, or ends, with the bytes of the one given up. All bytes
-beyond those belong to the gap.
+At the borders the model spells anew what the cuts would otherwise fix (`presswork/engine/borders.py`); bytes that come
+out beyond what was there belong to the gap.
 """
 
 import time
@@ -17,10 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from presswork.cache.contiguous import SequenceCache
+from presswork.engine.borders import Border, cut_after, cut_before
 from presswork.engine.events import Done, Reply
 from presswork.engine.params import SamplingParams
 from presswork.engine.request import Request
@@ -74,18 +73,6 @@ class FillReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Border:
-    """A position at an edge of the gap: it repeats `given`, and may add bytes that belong to the gap."""
-
-    given: bytes = b""
-    banned: Int[Tensor, "B"] | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return 0 if self.banned is None else 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Frame:
     """What all candidates share.
 
@@ -97,8 +84,8 @@ class _Frame:
     """
 
     prompt: list[int]
-    left: _Border
-    right: _Border
+    left: Border
+    right: Border
     pinned: list[int]
     scored: list[int]
 
@@ -160,15 +147,9 @@ def fill(
 
 
 def _frame(engine: "Engine", tokenizer: Tokenizer, prefix: str, suffix: str, canvas_length: int) -> _Frame:
-    prompt, tail = tokenizer.encode(prefix), tokenizer.encode(suffix, add_special_tokens=False)
     vocab = engine.model.config.vocab_size
-    left = right = _Border()
-    # Scores need a token before the first.
-    if len(prompt) > 1 and prefix.encode().endswith(tokenizer.all_token_bytes[prompt[-1]]):
-        left = _border(tokenizer, prompt[-1], vocab, at_start=True)
-    if tail and suffix.encode().startswith(tokenizer.all_token_bytes[tail[0]]):
-        right = _border(tokenizer, tail[0], vocab, at_start=False)
-    prompt, tail = prompt[: len(prompt) - left.num_tokens], tail[right.num_tokens :]
+    prompt, left = cut_after(tokenizer, prefix, vocab)
+    tail, right = cut_before(tokenizer, suffix, vocab)
     if not prompt:
         raise RequestError("fill needs a prefix: this model's tokenizer has no begin token to start from")
     if len(prompt) + canvas_length > engine.max_context:
@@ -186,21 +167,6 @@ def _frame(engine: "Engine", tokenizer: Tokenizer, prefix: str, suffix: str, can
         pinned=tail + [end] * max(0, canvas_length - len(tail)),
         scored=[*tail, end][:num_scored],
     )
-
-
-def _border(tokenizer: Tokenizer, token: int, vocab_size: int, *, at_start: bool) -> _Border:
-    """What may stand where a text was cut: tokens that begin (left of the gap) or end with the token that stood there.
-
-    No border where no other token does, or where the token has no text.
-    """
-    given = tokenizer.all_token_bytes[token]
-    fits = bytes.startswith if at_start else bytes.endswith
-    allowed = [i for i, text in enumerate(tokenizer.all_token_bytes[:vocab_size]) if given and fits(text, given)]
-    if len(allowed) < 2:
-        return _Border()
-    is_banned = torch.ones(vocab_size, dtype=torch.bool)
-    is_banned[allowed] = False
-    return _Border(given=given, banned=is_banned.nonzero()[:, 0])
 
 
 def _lengths(frame: _Frame, canvas_length: int, max_tokens: int | None, lengths: Sequence[int] | None) -> list[int]:

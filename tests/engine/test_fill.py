@@ -7,8 +7,9 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
 
+from presswork.engine.borders import Border
 from presswork.engine.engine import Engine
-from presswork.engine.fill import FillReply, _Border, _Frame, _lengths
+from presswork.engine.fill import FillReply, _Frame, _lengths
 from presswork.errors import GenerationError, RequestError, UnsupportedError
 from presswork.tasks.code.tokenizer import train_tokenizer
 from presswork.tasks.molecules.smiles import BOS_ID, EOS_ID, VOCAB_SIZE, build_tokenizer
@@ -125,7 +126,7 @@ def test_candidates_that_are_no_text_are_dropped(pieces):
 
 def test_lengths_are_all_of_a_short_gap_and_spread_over_a_long_one():
     config = fixture_config(vocab_size=VOCAB_SIZE, eos_token_id=EOS_ID, canvas_length=100)
-    frame = _Frame(prompt=[2], left=_Border(), right=_Border(), pinned=[], scored=[])
+    frame = _Frame(prompt=[2], left=Border(), right=Border(), pinned=[], scored=[])
     assert _lengths(frame, 10, None, None) == [1, 2, 3, 4, 5]
     spread = _lengths(frame, config.canvas_length, 64, None)
     assert spread[:3] == [1, 2, 3] and spread[-1] == 64 and len(spread) <= 16
