@@ -1,9 +1,8 @@
 """Where text is cut in the middle of a token, the model may spell the cut anew.
 
-Text tokenised in parts is not tokenised as a whole is: "total" behind a line break may be one token with it, and two
-tokens that no training text has in a row where the text is cut between them. So the token at a cut is given up, and
-the model may write any token there that begins (left of what it writes) or ends (right of it) with the same bytes.
-It may write the same token again, so nothing is lost.
+Text tokenised in parts is not tokenised as a whole is: a line break and the indentation behind it may be one token, and
+two that no training text has in a row where the text is cut between them. So what stands in a token at a cut is given
+up, and the model may write any token there that begins (left of what it writes) or ends (right of it) with it.
 """
 
 from dataclasses import dataclass
@@ -28,30 +27,44 @@ class Border:
 
 
 def cut_after(tokenizer: Tokenizer, prefix: str, vocab_size: int) -> tuple[list[int], Border]:
-    """(the prefix's tokens, special ones included, without what is given up; the border behind them); pure."""
+    """(the prefix's tokens, special ones included, but for the last, given up; the border behind them); pure."""
     ids = tokenizer.encode(prefix)
-    if len(ids) < 2 or not prefix.encode().endswith(tokenizer.all_token_bytes[ids[-1]]):
-        # Without a token before it the model could not read the border causally.
+    given = tokenizer.all_token_bytes[ids[-1]] if ids else b""
+    # Without a token before it the model could not read the border causally.
+    if len(ids) < 2 or not prefix.encode().endswith(given):
         return ids, Border()
-    border = _border(tokenizer, ids[-1], vocab_size, at_start=True)
+    border = _border(tokenizer, given, vocab_size, at_start=True)
     return ids[: len(ids) - border.num_tokens], border
 
 
-def cut_before(tokenizer: Tokenizer, suffix: str, vocab_size: int) -> tuple[list[int], Border]:
-    """(the suffix's tokens without what is given up; the border before them); pure."""
-    ids = tokenizer.encode(suffix, add_special_tokens=False)
-    if not ids or not suffix.encode().startswith(tokenizer.all_token_bytes[ids[0]]):
-        return ids, Border()
-    border = _border(tokenizer, ids[0], vocab_size, at_start=False)
-    return ids[border.num_tokens :], border
+def cut_before(tokenizer: Tokenizer, prefix: str, suffix: str, vocab_size: int) -> tuple[list[int], Border]:
+    """(the suffix's tokens without what is given up; the border before them); pure.
+
+    The tokens are those the suffix has directly behind the prefix: gaps often end as prefixes do, with a line break or
+    within a line. Where one token lies across the cut, its part in the suffix is given up, else the first token.
+    """
+    text, known = suffix.encode(), tokenizer.all_token_bytes
+    backwards: list[int] = []
+    num_left = len(text)
+    for token in reversed(tokenizer.encode(prefix + suffix, add_special_tokens=False)):
+        if num_left == 0 or len(known[token]) > num_left:
+            break
+        backwards.append(token)
+        num_left -= len(known[token])
+    ids, given = backwards[::-1], text[:num_left]
+    border = _border(tokenizer, given or b"".join(known[token] for token in ids[:1]), vocab_size, at_start=False)
+    is_spelled = b"".join(known[token] for token in ids) == text[num_left:]
+    if not is_spelled or (given and border.banned is None):
+        # Special tokens have no bytes, and a tokenizer that normalises has others.
+        return tokenizer.encode(suffix, add_special_tokens=False), Border()
+    return (ids if given else ids[border.num_tokens :]), border
 
 
-def _border(tokenizer: Tokenizer, token: int, vocab_size: int, *, at_start: bool) -> Border:
-    """No border where the token has no text, or no other token begins or ends with it."""
-    given = tokenizer.all_token_bytes[token]
+def _border(tokenizer: Tokenizer, given: bytes, vocab_size: int, *, at_start: bool) -> Border:
+    """No border where nothing is given up, or no other token begins or ends with it."""
     fits = bytes.startswith if at_start else bytes.endswith
     allowed = [i for i, text in enumerate(tokenizer.all_token_bytes[:vocab_size]) if given and fits(text, given)]
-    if len(allowed) < 2:
+    if not allowed or [tokenizer.all_token_bytes[i] for i in allowed] == [given]:
         return Border()
     is_banned = torch.ones(vocab_size, dtype=torch.bool)
     is_banned[allowed] = False

@@ -149,7 +149,7 @@ def fill(
 def _frame(engine: "Engine", tokenizer: Tokenizer, prefix: str, suffix: str, canvas_length: int) -> _Frame:
     vocab = engine.model.config.vocab_size
     prompt, left = cut_after(tokenizer, prefix, vocab)
-    tail, right = cut_before(tokenizer, suffix, vocab)
+    tail, right = cut_before(tokenizer, prefix, suffix, vocab)
     if not prompt:
         raise RequestError("fill needs a prefix: this model's tokenizer has no begin token to start from")
     if len(prompt) + canvas_length > engine.max_context:
