@@ -213,6 +213,13 @@ def test_eval_counts_molecules(capsys, tmp_path):
     assert code == 0 and "diffusion, 3 molecules" in err and "ar, 3 molecules" in err
     code, _, err = run(capsys, "eval", "molecules", "--model", str(folder), "--moses", str(tmp_path / "none.whl"))
     assert code == 2 and "pip download --no-deps molsets" in err
+    ask = ("eval", "molecules", "--model", str(folder), "--num", "2", "--steps", "2", "--scaffold")
+    report = json.loads(run(capsys, *ask, "C(*)O", "--json")[1])
+    assert report["scaffold"] == "C(*)O" and len(report["samples"]) == 2 and "with_scaffold" in report
+    assert "with_scaffold" in run(capsys, *ask, "C(*)O")[1]
+    for bad in (("C(*)O", "--mode", "both"), ("CO",)):
+        code, out, err = run(capsys, *ask, *bad)
+        assert code == 2 and "scaffold" in err and err.count("\n") == 1 and out == ""
 
 
 def test_eval_code_takes_the_parts_that_are_asked_for(capsys, tmp_path):
