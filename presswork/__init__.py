@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from presswork.engine.aio import AsyncEngine
     from presswork.engine.engine import Engine, EngineConfig
     from presswork.engine.events import Commit, Done, Draft, Reply, Stats, TokenLogprob, Usage
+    from presswork.engine.fill import FillReply
     from presswork.engine.loader import load
     from presswork.engine.params import SamplingParams
     from presswork.errors import PressworkError
@@ -27,6 +28,7 @@ _HOMES = {
     "AsyncEngine": "presswork.engine.aio",
     "SamplingParams": "presswork.engine.params",
     "Reply": "presswork.engine.events",
+    "FillReply": "presswork.engine.fill",
     "Draft": "presswork.engine.events",
     "Commit": "presswork.engine.events",
     "Done": "presswork.engine.events",
@@ -45,6 +47,7 @@ __all__ = [
     "Draft",
     "Engine",
     "EngineConfig",
+    "FillReply",
     "PressworkError",
     "Reply",
     "SamplingParams",

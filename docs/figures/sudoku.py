@@ -1,9 +1,12 @@
 """Draws the pictures of the Sudoku tutorial from a run's folder.
 
     python docs/figures/sudoku.py runs/tutorial docs/figures
+
+Beside them it leaves sudoku.json: the rows that were drawn, and what 200 fresh puzzles say of the finished model.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import matplotlib
@@ -22,7 +25,8 @@ from presswork.engine.engine import Engine  # noqa: E402
 from presswork.engine.events import Draft  # noqa: E402
 from presswork.engine.loader import load  # noqa: E402
 from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, DIGIT_ID, encode_prompts, read_puzzle  # noqa: E402
-from presswork.tasks.sudoku.generate import Cells  # noqa: E402
+from presswork.tasks.sudoku.evaluate import evaluate  # noqa: E402
+from presswork.tasks.sudoku.generate import Cells, Clues  # noqa: E402
 from presswork.training.metrics import EVALUATIONS_FILE, METRICS_FILE, read_metrics  # noqa: E402
 
 PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
@@ -89,9 +93,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("out", type=Path, help="folder of the pictures")
+    parser.add_argument("--num", type=int, default=200, help="fresh puzzles to solve")
     arguments = parser.parse_args()
     draw_curve(arguments.run, arguments.out / "sudoku-curve.svg")
-    draw_frames(load(arguments.run / "model"), arguments.out / "sudoku-frames.svg")
+    engine = load(arguments.run / "model")
+    draw_frames(engine, arguments.out / "sudoku-frames.svg")
+    data = {
+        "evaluations": read_metrics(arguments.run, EVALUATIONS_FILE),
+        "elapsed_s": read_metrics(arguments.run, METRICS_FILE)[-1]["elapsed_s"],
+        "scores": evaluate(engine, arguments.num, Clues((30, 45)), seed=1),
+    }
+    (arguments.out / "sudoku.json").write_text(json.dumps(data, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ AdapterOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 NONE = "none"
-# Set by --adapter and --model.
-_WITHOUT_FLAG = {"adapter"}
+# --adapter and --model set the adapter; positions and token ids are for programs.
+_WITHOUT_FLAG = {"adapter", "pins"}
 _ALIASES = {"max_denoising_steps": "--steps", "canvas_length": "--canvas"}
 
 

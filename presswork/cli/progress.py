@@ -24,3 +24,17 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     with parts.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda num: bar.advance(task, num)
+
+
+@contextmanager
+def counting_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for work that says how many things are done in all."""
+    done = 0
+
+    def on_progress(count: int) -> None:
+        nonlocal done
+        advance(count - done)
+        done = count
+
+    with progress_bar(title, total) as advance:
+        yield on_progress

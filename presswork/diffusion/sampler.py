@@ -1,12 +1,12 @@
 """One canvas from noise to text, a denoise step at a time; whoever runs the model calls it between passes.
 
-L canvas, D model width, V vocabulary.
+L canvas, D model width, V vocabulary, P pinned positions.
 
     canvas, belief ──model──▶ Reading ──accept──▶ keep samples or renoise ──▶ next canvas, belief
                                  └──converged?──▶ the arg-max canvas is the result
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,6 +38,21 @@ class DiffusionRules:
     stop: StableAndConfidentRule | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pins:
+    """Positions of a canvas that are held to given tokens.
+
+    Args:
+        positions: in the canvas, each at most once.
+        tokens: what is held there.
+        embeddings: of those tokens, unscaled: what a model that is certain of them believes.
+    """
+
+    positions: Int[Tensor, "P"]
+    tokens: Int[Tensor, "P"]
+    embeddings: Float[Tensor, "P D"]
+
+
 @dataclass(slots=True, kw_only=True)
 class CanvasState:
     """A canvas between two steps.
@@ -53,6 +68,7 @@ class CanvasState:
         settled_step: step (1, 2, ...) since which each position's arg-max has not changed.
         history: arg-max canvases of earlier steps, oldest first, as many as the stop rule wants.
         finished: converged, or out of steps.
+        pins: positions that hold their tokens throughout.
     """
 
     index: int
@@ -66,13 +82,15 @@ class CanvasState:
     history: list[Int[Tensor, "L"]] = field(default_factory=list)
     converged: bool = False
     finished: bool = False
+    pins: Pins | None = None
 
 
 def start_canvas(
-    noise: Noise, index: int, length: int, vocab_size: int, device: torch.device | str = "cpu"
-) -> CanvasState:
-    """A canvas of uniform random tokens with nothing believed yet."""
-    tokens = noise.initial_canvas(index, length, vocab_size).to(device)
+    noise: Noise, index: int, length: int, vocab_size: int, device: torch.device | str = "cpu",
+    pins: Pins | None = None,
+) -> CanvasState:  # fmt: skip
+    """A canvas of uniform random tokens, pinned ones in their places, with nothing believed yet."""
+    tokens = _held(noise.initial_canvas(index, length, vocab_size).to(device), pins)
     return CanvasState(
         index=index,
         tokens=tokens,
@@ -80,16 +98,21 @@ def start_canvas(
         entropy=torch.full((length,), float("inf"), device=device),
         accepted=torch.zeros(length, dtype=torch.bool, device=device),
         settled_step=torch.zeros(length, dtype=torch.int64, device=device),
+        pins=pins,
     )
 
 
 def advance(state: CanvasState, reading: StepReading, rules: DiffusionRules, noise: Noise, vocab_size: int) -> None:
     """Take one step's reading: accept, renoise, decide whether the canvas is finished. Mutates the state.
 
-    Samples and acceptance only shape the model's next input; an accepted token has to be accepted again.
+    Samples and acceptance only shape the model's next input; an accepted token has to be accepted again. Whatever the
+    model reads at a pinned position, it is certain of the pinned token, and the accept rule does not see it. Noise is
+    drawn for every position, so what is pinned changes no other position's.
     """
     length = state.tokens.shape[0]
-    accepted = rules.accept.accept(reading.entropy, reading.max_logprob)
+    if state.pins is not None:
+        reading = _certain(reading, state.pins)
+    accepted = _accepted(rules.accept, reading, state.pins)
     fresh = noise.renoise(state.index, state.step, length, vocab_size).to(state.tokens.device)
     state.step += 1
     changed = reading.argmax != state.argmax if state.step > 1 else torch.ones_like(accepted)
@@ -101,3 +124,32 @@ def advance(state: CanvasState, reading: StepReading, rules: DiffusionRules, noi
     state.tokens = torch.where(accepted, reading.sample, fresh)
     state.argmax, state.entropy, state.accepted = reading.argmax, reading.entropy, accepted
     state.belief = reading.soft_embedding
+
+
+def _accepted(rule: AcceptRule, reading: StepReading, pins: Pins | None) -> Bool[Tensor, "L"]:
+    """What the rule accepts of the free positions, and all pinned ones."""
+    if pins is None:
+        return rule.accept(reading.entropy, reading.max_logprob)
+    accepted = torch.ones_like(reading.entropy, dtype=torch.bool)
+    if pins.positions.numel() < accepted.numel():
+        free = accepted.index_fill(0, pins.positions, False).nonzero()[:, 0]
+        accepted[free] = rule.accept(reading.entropy[free], reading.max_logprob[free])
+    return accepted
+
+
+def _certain(reading: StepReading, pins: Pins) -> StepReading:
+    """The reading of a model that is certain of the pinned tokens; pure."""
+    soft = reading.soft_embedding
+    return replace(
+        reading,
+        argmax=_held(reading.argmax, pins),
+        sample=_held(reading.sample, pins),
+        entropy=reading.entropy.index_fill(0, pins.positions, 0.0),
+        max_logprob=reading.max_logprob.index_fill(0, pins.positions, 0.0),
+        soft_embedding=None if soft is None else soft.index_copy(0, pins.positions, pins.embeddings.to(soft.dtype)),
+    )
+
+
+def _held(tokens: Int[Tensor, "L"], pins: Pins | None) -> Int[Tensor, "L"]:
+    """The tokens with the pinned ones in their places; pure."""
+    return tokens if pins is None else tokens.index_copy(0, pins.positions, pins.tokens)

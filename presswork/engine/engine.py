@@ -16,9 +16,11 @@ from torch import Tensor
 from presswork.config import require
 from presswork.engine.adapters import AdapterTable
 from presswork.engine.events import Commit, Done, Draft, Reply
+from presswork.engine.fill import FillReply, fill
 from presswork.engine.loop import EngineLoop
 from presswork.engine.output import OutputText
-from presswork.engine.params import Mode, SamplingParams, defaults_from_checkpoint
+from presswork.engine.params import Mode, SamplingParams, defaults_from_checkpoint, each_params
+from presswork.engine.pins import with_ends_held_off
 from presswork.engine.prefix import PrefixCache
 from presswork.engine.probe import canvas_logits, causal_logprobs
 from presswork.engine.request import Request
@@ -136,13 +138,13 @@ class Engine:
             prompt: a text or a list of texts. Where the checkpoint has a chat template, a text is one user turn.
             prompt_token_ids: token ids instead, one prompt or a list of them; taken as they are.
             raw: encode the text as it stands, without the chat template.
-            params: fields of SamplingParams; the rest are the checkpoint's defaults. With several prompts `seed` may
-                be a list, one for each.
+            params: fields of SamplingParams; the rest are the checkpoint's defaults. With several prompts `seed`
+                and `pins` may be lists, one for each.
         Raises:
             RequestError: a malformed prompt or parameter. GenerationError: a request failed while it ran.
         """
         prompts, is_single = self._prompts(prompt, prompt_token_ids, raw)
-        each = self._each_params(len(prompts), is_single, params)
+        each = each_params(self.defaults, len(prompts), is_single, params)
         requests: list[Request] = []
         try:
             for ids, sampling in zip(prompts, each, strict=True):
@@ -216,12 +218,29 @@ class Engine:
         text = self.template.render(messages, tools=tools_list, **variables)
         return self._require_tokenizer().encode(text, add_special_tokens=False)
 
+    def fill(
+        self, prefix: str, suffix: str, *, max_tokens: int | None = None, lengths: Sequence[int] | None = None,
+        **params: Any,
+    ) -> FillReply:  # fmt: skip
+        """Fill the gap between two texts; both come back as they are, byte for byte. No chat template is applied.
+
+        Args:
+            max_tokens: of the gap, at most; None is half a canvas. lengths: gap lengths to try, instead.
+            params: fields of SamplingParams, but for those that the gap decides.
+        Raises: RequestError, UnsupportedError, GenerationError.
+        """
+        return fill(self, prefix, suffix, max_tokens=max_tokens, lengths=lengths, **params)
+
     # Requests one by one, for servers and schedulers of their own
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, wants_drafts: bool = False
-    ) -> Request:
-        """Queue a prompt. Raises RequestError, QueueFullError, EngineClosedError; nothing has run yet."""
+        self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, wants_drafts: bool = False,
+        banned: Mapping[int, Tensor] | None = None,
+    ) -> Request:  # fmt: skip
+        """Queue a prompt. Raises RequestError, QueueFullError, EngineClosedError; nothing has run yet.
+
+        Args: as stream; banned: token ids ruled out at single positions of the generated text.
+        """
         params = params or self.defaults
         ids = self._checked_ids(prompt_ids)
         max_tokens = self._max_tokens(len(ids), params)
@@ -242,6 +261,7 @@ class Engine:
         if unknown:
             raise RequestError(f"stop_token_ids must lie in 0..{vocab - 1}, got {unknown[0]}")
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
+        params = with_ends_held_off(params, ends, max_tokens, vocab)
         request = Request(
             prompt_ids=ids,
             params=params,
@@ -250,6 +270,7 @@ class Engine:
             end_ids=ends,
             wants_drafts=wants_drafts,
             adapter=adapter,
+            banned=banned or {},
         )
         with self._lock:
             if self._closed:
@@ -442,15 +463,6 @@ class Engine:
                 f"of {self.max_context}; lower max_tokens or shorten the prompt"
             )
         return params.max_tokens
-
-    def _each_params(self, num: int, is_single: bool, params: dict[str, Any]) -> list[SamplingParams]:
-        """The parameters of each prompt; only the seed may differ."""
-        seeds = params.get("seed")
-        if is_single or not isinstance(seeds, Sequence):
-            return [self.defaults.changed(**params)] * num
-        if len(seeds) != num:
-            raise RequestError(f"seed has {len(seeds)} values for {num} prompts; give one for each, or one number")
-        return [self.defaults.changed(**{**params, "seed": seed}) for seed in seeds]
 
     def _finish(self, request: Request) -> Reply:
         for event in self.events(request):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from presswork.diffusion.sampler import StepReading, advance, start_canvas
 from presswork.engine.events import Commit, Draft, TokenLogprob
+from presswork.engine.pins import canvas_pins
 from presswork.engine.prefix import PrefixCache
 from presswork.engine.request import Request
 from presswork.engine.runner import Runner
@@ -69,8 +70,10 @@ class EngineLoop:
     def _open_canvas(self, item: WorkItem) -> None:
         request = item.request
         if item.canvas_length and request.canvas is None:
+            length, first = item.canvas_length, len(request.output.token_ids)
+            pins = canvas_pins(request.params.pins, first, length, self._runner.model.decoder.embedding)
             request.canvas = start_canvas(
-                request.noise, request.num_canvases, item.canvas_length, self._vocab_size, self._runner.device
+                request.noise, request.num_canvases, length, self._vocab_size, self._runner.device, pins
             )
             request.num_canvases += 1
 

@@ -1,6 +1,6 @@
 """What a caller may ask of one request, checked before any work."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -40,6 +40,8 @@ class SamplingParams:
         accept_threshold: accept by confidence instead of by entropy; None keeps the entropy bound.
         stability_threshold: arg-max canvases that must agree before an early stop; None turns early stop off.
         confidence_threshold: mean entropy below which a stable canvas stops; None turns early stop off.
+        pins: a mapping of positions, counted from the first generated token, to the token ids they are held to; kept
+            as pairs in order. End tokens and stop strings are ruled out before the last of them.
         canvas_length: positions denoised together; None is the checkpoint's, or less where less is left to write.
         logprobs: None, or how many alternatives to report beside each token's log-probability.
         adapter: name of a loaded adapter to write with; None is the model as it is.
@@ -63,6 +65,7 @@ class SamplingParams:
     accept_threshold: float | None = None
     stability_threshold: int | None = 1
     confidence_threshold: float | None = 0.005
+    pins: tuple[tuple[int, int], ...] = ()
     canvas_length: int | None = None
     logprobs: int | None = None
     adapter: str | None = None
@@ -90,9 +93,16 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         for token in self.stop_token_ids:
             _check_count("stop_token_ids", token, 0, _MAX_ID)
+        object.__setattr__(self, "pins", _pairs(self.pins))
+        if self.pins and self.max_tokens is not None and self.pins[-1][0] >= self.max_tokens:
+            raise RequestError(
+                f"pins reach position {self.pins[-1][0]}, but max_tokens is {self.max_tokens}; positions count from 0"
+            )
         if 0 < self.temperature < _MIN_TEMPERATURE:
             raise RequestError(f"temperature must be 0 or at least {_MIN_TEMPERATURE:g}, got {self.temperature!r}")
         if self.mode == "ar":
+            if self.pins:
+                raise RequestError("mode 'ar' has no canvas to pin tokens in; leave out pins or use mode 'diffusion'")
             for name in ("canvas_length", "accept_threshold"):
                 if getattr(self, name) is not None:
                     raise RequestError(f"mode 'ar' has no canvas: {name} must be none, got {getattr(self, name)!r}")
@@ -135,6 +145,21 @@ def defaults_from_checkpoint(generation_config: dict[str, Any]) -> SamplingParam
     return SamplingParams(**found)
 
 
+def each_params(defaults: SamplingParams, num: int, is_single: bool, params: Mapping[str, Any]) -> list[SamplingParams]:
+    """The parameters of each prompt; `seed` and `pins` may be a list, one for each of several.
+
+    Raises: RequestError for a list of another length, and what SamplingParams refuses.
+    """
+    listed = {name: params[name] for name in ("seed", "pins") if isinstance(params.get(name), Sequence)}
+    if is_single or not listed:
+        return [defaults.changed(**params)] * num
+    for name, values in listed.items():
+        if len(values) != num:
+            one = "number" if name == "seed" else "mapping"
+            raise RequestError(f"{name} has {len(values)} values for {num} prompts; give one for each, or one {one}")
+    return [defaults.changed(**{**params, **{name: values[i] for name, values in listed.items()}}) for i in range(num)]
+
+
 def _check_count(name: str, value: object, low: int, high: int | None = None, *, optional: bool = False) -> None:
     if value is None and optional:
         return
@@ -157,3 +182,16 @@ def _strings(value: object) -> tuple[str, ...]:
     if len(strings) < len(listed):
         raise RequestError(f"stop must be one or more non-empty strings, got {value!r}")
     return strings
+
+
+def _pairs(value: object) -> tuple[tuple[int, int], ...]:
+    """Positions and tokens of pins, in order of position."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, Sequence) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise RequestError(f"pins must map positions to token ids, such as {{0: 17}}; got {value!r}")
+    for position, token in pairs:
+        _check_count("a position of pins", position, 0)
+        _check_count(f"the token pinned at position {position}", token, 0, _MAX_ID)
+    if len({position for position, _ in pairs}) < len(pairs):
+        raise RequestError(f"pins must name each position once, got {value!r}")
+    return tuple(sorted(pairs))

@@ -3,8 +3,12 @@
 import itertools
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+
+from jaxtyping import Int
+from torch import Tensor
 
 from presswork.cache.contiguous import SequenceCache
 from presswork.diffusion.noise import CounterNoise
@@ -36,6 +40,7 @@ class Request:
         end_ids: tokens that end the reply.
         wants_drafts: whether Draft events are produced.
         adapter: what it is written with; held until the request ends, also when it is unloaded meanwhile.
+        banned: token ids ruled out at single positions of the generated text.
         pending: tokens whose keys and values are not in the cache yet; what the next causal rows are.
         canvas: the canvas being denoised, None while prefilling or in ar mode.
         cached_tokens: prompt tokens that came out of the prefix cache.
@@ -48,6 +53,7 @@ class Request:
     end_ids: frozenset[int] = frozenset()
     wants_drafts: bool = False
     adapter: LoadedAdapter | None = None
+    banned: Mapping[int, Int[Tensor, "B"]] = field(default_factory=dict)
     request_id: int = field(default_factory=lambda: next(_ids))
     phase: Phase = Phase.WAITING
     cancelled: bool = False

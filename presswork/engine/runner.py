@@ -279,11 +279,11 @@ def _scatter(parts: list[Tensor | None], numbers: list[int], rows: Tensor, slice
 
 
 def _edits(requests: Sequence[Request], counts: Sequence[int]) -> LogitEdits | None:
-    """Repetition penalties, and end tokens ruled out in rows before min_tokens."""
+    """Repetition penalties, end tokens ruled out in rows before min_tokens, tokens ruled out at single positions."""
     groups: list[EditGroup] = []
     row_group: list[int] = []
     for request, count in zip(requests, counts, strict=True):
-        params, written = request.params, len(request.output.token_ids)
+        params, written, num_rows = request.params, len(request.output.token_ids), count
         plain = -1
         seen = torch.empty(0, dtype=torch.int64)
         if params.repetition_penalty != 1.0:
@@ -298,6 +298,18 @@ def _edits(requests: Sequence[Request], counts: Sequence[int]) -> LogitEdits | N
             groups.append(early)
             count -= num_early
         row_group += [plain] * count
+        _ban_at(request, range(len(row_group) - num_rows, len(row_group)), row_group, groups)
     if not groups:
         return None
     return LogitEdits(row_group=torch.tensor(row_group), groups=tuple(groups))
+
+
+def _ban_at(request: Request, rows: range, row_group: list[int], groups: list[EditGroup]) -> None:
+    """Give each row with bans of its own a group of its own. Mutates row_group and groups."""
+    first = len(request.output.token_ids)
+    for position, banned in request.banned.items():
+        if 0 <= position - first < len(rows):
+            row = rows[position - first]
+            shared = groups[row_group[row]] if row_group[row] >= 0 else EditGroup()
+            row_group[row] = len(groups)
+            groups.append(replace(shared, banned_ids=torch.cat([shared.banned_ids, banned])))

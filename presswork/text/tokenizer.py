@@ -142,6 +142,11 @@ class Tokenizer:
         except KeyError:  # An added token, stored as plain text.
             return token.encode()
 
+    @cached_property
+    def all_token_bytes(self) -> Sequence[bytes]:
+        """`token_bytes` of every id below vocab_size, with b'' for special tokens."""
+        return [b"" if i in self.special_ids else self.token_bytes(i) for i in range(self.vocab_size)]
+
     def id_of(self, token: str) -> int | None:
         """The id of a token written as in the vocabulary (`<|turn>`, `▁the`), or None."""
         return self._library.token_to_id(token)

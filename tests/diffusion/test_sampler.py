@@ -4,7 +4,7 @@ import torch
 
 from presswork.diffusion.accept import ConfidenceRule, EntropyBoundRule
 from presswork.diffusion.noise import CounterNoise
-from presswork.diffusion.sampler import CanvasState, DiffusionRules, StepReading, advance, start_canvas
+from presswork.diffusion.sampler import CanvasState, DiffusionRules, Pins, StepReading, advance, start_canvas
 from presswork.diffusion.schedule import TemperatureSchedule
 from presswork.diffusion.stopping import StableAndConfidentRule
 
@@ -90,3 +90,51 @@ def test_the_confidence_rule_reads_probabilities() -> None:
     state = start()
     advance(state, reading([1, 2, 3, 4], [0.1, 0.3, 0.2, 4.0]), chosen, NOISE, VOCAB)
     assert state.accepted.tolist() == [True, False, True, False]
+
+
+def pins(positions: list[int], tokens: list[int]) -> Pins:
+    believed = torch.tensor([[token, -token] for token in tokens])
+    return Pins(positions=torch.tensor(positions), tokens=torch.tensor(tokens), embeddings=believed)
+
+
+def test_pins_hold_from_the_first_canvas_on_and_noise_elsewhere_is_the_same() -> None:
+    pinned = start_canvas(NOISE, 1, LENGTH, VOCAB, pins=pins([2, 0], [77, 78]))
+    free = start()
+    assert pinned.tokens.tolist() == [78, int(free.tokens[1]), 77, int(free.tokens[3])]
+    unsure = reading([1, 2, 3, 4], [2.0] * 4)
+    for state in (pinned, free):
+        advance(state, unsure, rules(), NOISE, VOCAB)
+    assert pinned.tokens.tolist() == [78, 2, 77, int(free.tokens[3])]
+
+
+def test_a_pinned_position_is_certain_whatever_the_model_says() -> None:
+    state = start_canvas(NOISE, 1, LENGTH, VOCAB, pins=pins([2], [77]))
+    advance(state, reading([1, 2, 3, 4], [5.0] * 4), rules(), NOISE, VOCAB)
+    assert state.argmax.tolist() == [1, 2, 77, 4] and state.entropy.tolist() == [5.0, 5.0, 0.0, 5.0]
+    assert state.belief is not None
+    assert state.belief.tolist() == [[20.0, 20.0], [20.0, 20.0], [77.0, -77.0], [20.0, 20.0]]
+
+
+def test_pins_cost_no_budget_and_one_free_position_is_always_accepted() -> None:
+    for accept in (EntropyBoundRule(0.1), ConfidenceRule(0.9)):
+        chosen = DiffusionRules(schedule=TemperatureSchedule(num_steps=4), accept=accept, stop=None)
+        state = start_canvas(NOISE, 1, LENGTH, VOCAB, pins=pins([0, 3], [77, 78]))
+        # The model is unsure of the pinned positions; counted, they would use the budget up or hold the only place.
+        advance(state, reading([1, 2, 3, 4], [0.09, 1.0, 2.0, 0.09]), chosen, NOISE, VOCAB)
+        assert state.accepted.tolist() == [True, True, False, True]
+
+
+def test_the_stop_rule_sees_pins_as_settled() -> None:
+    stop = StableAndConfidentRule(stability_threshold=1, confidence_threshold=0.01)
+    state = start_canvas(NOISE, 1, LENGTH, VOCAB, pins=pins([1, 2], [77, 78]))
+    for argmax in ([1, 2, 3, 4], [1, 5, 6, 4]):
+        advance(state, reading(argmax, [0.0, 3.0, 3.0, 0.0]), rules(stop=stop), NOISE, VOCAB)
+    assert state.converged and state.settled_step.tolist() == [1] * LENGTH
+
+
+def test_a_canvas_of_pins_alone_is_its_pins() -> None:
+    state = start_canvas(NOISE, 1, LENGTH, VOCAB, pins=pins([0, 1, 2, 3], [5, 6, 7, 8]))
+    for accept in (EntropyBoundRule(0.1), ConfidenceRule(0.9)):
+        chosen = DiffusionRules(schedule=TemperatureSchedule(num_steps=4), accept=accept, stop=None)
+        advance(state, reading([1, 2, 3, 4], [3.0] * 4), chosen, NOISE, VOCAB)
+        assert state.tokens.tolist() == state.argmax.tolist() == [5, 6, 7, 8] and state.accepted.all()

