@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -86,13 +87,7 @@ class Sharded:
         return self._places[name].shape
 
     def part(self, name: str, whole: Tensor) -> Tensor:
-        mesh = self._places[name].mesh
-        coordinates = mesh.get_coordinate()
-        assert coordinates is not None
-        for size, coordinate in zip(mesh.shape, coordinates, strict=True):
-            pieces = whole.chunk(size)
-            whole = pieces[coordinate] if coordinate < len(pieces) else whole[:0]
-        return whole.clone()
+        return _cut(whole, self._places[name].mesh, self.ranks.rank).clone()
 
     def spread(self, name: str, part: Tensor) -> DTensor:
         """The whole tensor as one that knows where its parts are; shares the part's memory."""
@@ -102,7 +97,16 @@ class Sharded:
         return DTensor.from_local(part, place.mesh, cuts, run_check=False, shape=place.shape, stride=stride)
 
     def gather(self, name: str, part: Tensor) -> Tensor:
-        return self.spread(name, part).full_tensor()
+        place = self._places[name]
+        rows = torch.arange(place.shape[0])
+        cuts = [_cut(rows, place.mesh, rank) for rank in range(self.ranks.num)]
+        padded = part.new_zeros(max(map(len, cuts)), *place.shape[1:])
+        padded[: part.shape[0]] = part
+        pieces = [torch.empty_like(padded) for _ in cuts]
+        dist.all_gather(pieces, padded)
+        return torch.cat([piece[: len(cut)] for piece, cut in zip(pieces, cuts, strict=True)])[
+            torch.cat(cuts).argsort()
+        ]
 
     def norm(self, norm: Tensor) -> Tensor:
         return self.ranks.add(norm.square()).sqrt()
@@ -137,6 +141,14 @@ def check_size(batch: Batch, num_ranks: int) -> None:
             f"a batch has {batch.ids.shape[0]} examples, fewer than the {num_ranks} processes that share it; "
             "make batches larger or start fewer processes"
         )
+
+
+def _cut(whole: Tensor, mesh: DeviceMesh, rank: int) -> Tensor:
+    """The part of a process, cut by the mesh's dimensions in turn; a view."""
+    for size, place in zip(mesh.shape, (mesh.mesh == rank).nonzero()[0].tolist(), strict=True):
+        pieces = whole.chunk(size)
+        whole = pieces[place] if place < len(pieces) else whole[:0]
+    return whole
 
 
 def _layers(model: Transformer) -> list[nn.Module]:

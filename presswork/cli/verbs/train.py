@@ -73,7 +73,9 @@ def _train(recipe: "Recipe", folder: Path, ranks: "Ranks", as_json: bool) -> boo
 
     say = note if ranks.is_first else _keep_quiet
     trainer = open_run(recipe, folder, ranks)
-    num_parameters = sum(trainer.layout.shape(n).numel() for n, p in trainer.model.named_parameters() if p.requires_grad)
+    num_parameters = sum(
+        trainer.layout.shape(n).numel() for n, p in trainer.model.named_parameters() if p.requires_grad
+    )
     at = f", going on at step {trainer.next_step}" if trainer.next_step else ""
     among = f" on {ranks.num} processes" if ranks.num > 1 else ""
     say(f"training {format_count(num_parameters)} parameters in {folder}{among}{at}")

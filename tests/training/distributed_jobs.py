@@ -1,0 +1,195 @@
+"""What the processes of test_distributed.py do: `python -m tests.training.distributed_jobs JOB FOLDER`.
+
+A case is a run's model, source and config; its figures must not depend on the number of processes.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from presswork.errors import CheckpointError, TrainingError
+from presswork.models.transformer import Transformer
+from presswork.settings import Launch
+from presswork.testing import fixture_config, fixture_model, tiny_model
+from presswork.training.config import OptimizerConfig
+from presswork.training.distributed import ALONE, Ranks, joined
+from presswork.training.loss import Batch
+from presswork.training.trainer import Trainer
+from tests.training.test_trainer import CANVAS, PROMPT, config, counting
+
+
+def uneven(step: int) -> Batch:
+    """Seven rows of two documents; canvases of the first four rows only, so that a later share has none.
+
+    Some positions do not count in the causal loss; canvases bring beliefs along.
+    """
+    whole = counting(step)
+    generator = torch.Generator().manual_seed(step)
+    origins = torch.zeros(7, PROMPT + CANVAS, dtype=torch.int64)
+    origins[:, 2:] = 2
+    targets = whole.targets[:7].clone()
+    targets[3:, 5:] = -100
+    examples = torch.tensor([0, 0, 1, 2, 3, 3])
+    return replace(
+        whole, ids=whole.ids[:7], targets=targets, examples=examples, starts=whole.starts[:6], x0=whole.x0[examples],
+        xt=whole.xt[:6], self_conditioned=torch.tensor([1, 2]), origins=origins, canvas_origins=torch.full((6,), 2),
+        belief=0.1 * torch.rand(6, CANVAS, 48, generator=generator),
+    )  # fmt: skip
+
+
+def many_experts(**changes: object) -> Transformer:
+    """More experts than are computed densely; most get no row of a step."""
+    return fixture_model(fixture_config(num_experts=10, **changes))
+
+
+def mostly_frozen() -> Transformer:
+    model = tiny_model().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith(("experts.down", "qkv", "mlp_norm")))
+    return model
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run without the number of its processes."""
+
+    model: Callable[[], Transformer] = tiny_model
+    source: Callable[[int], Batch] = counting
+    changes: dict[str, Any] = field(default_factory=dict)
+    validation: tuple[Batch, ...] = ()
+
+    def open(self, folder: Path, ranks: Ranks = ALONE, **changes: object) -> Trainer:
+        settings = {"num_steps": 4, "checkpoint_every": 100, **self.changes, **changes}
+        if ranks.num == 1:
+            settings["expert_parallel"] = 1
+        return Trainer(self.model(), self.source, config(**settings), folder, self.validation, ranks)
+
+
+MUON = OptimizerConfig(peak_rate=3e-3, warmup_steps=2, algorithm="muon")
+HELD = (counting(1000), counting(1001))
+CASES = {
+    "sharded": Case(changes={"balance_weight": 0.05, "validate_every": 2}, validation=HELD),
+    "experts": Case(changes={"balance_weight": 0.05, "expert_parallel": 2}),
+    "uneven": Case(many_experts, uneven, {"balance_weight": 0.05}),
+    "uneven experts": Case(many_experts, uneven, {"balance_weight": 0.05, "expert_parallel": 2, "recompute": True}),
+    "accumulated": Case(changes={"accumulate": 2, "recompute": True}),
+    "muon": Case(changes={"optimizer": MUON, "expert_parallel": 2}),
+    "untied": Case(partial(tiny_model, tie_word_embeddings=False)),
+    "frozen": Case(mostly_frozen, changes={"expert_parallel": 2}),
+}
+RESUMED = Case(changes={"optimizer": MUON, "num_steps": 6, "validate_every": 2, "patience": 5}, validation=HELD)
+
+
+def figures(trainer: Trainer, **until: int) -> dict[str, Any]:
+    """Everything a run shows of itself; the weights are gathered."""
+    reports = [
+        (r.loss, r.diffusion, r.encoder, r.balance, r.canvas_accuracy, r.gradient_norm, r.validation_diffusion or 0.0)
+        for r in trainer.run(**until)
+    ]
+    gather, optimizer = trainer.layout.gather, trainer.optimizer
+    weights = {name: gather(name, part) for name, part in optimizer.masters.items()}
+    average = {name: gather(name, part) for name, part in trainer.averaged_weights().items()}
+    return {"reports": torch.tensor(reports, dtype=torch.float64), "weights": weights, "average": average}
+
+
+def _keep(found: Any, file: Path, ranks: Ranks) -> None:
+    if ranks.is_first:
+        torch.save(found, file)
+
+
+def two(folder: Path, ranks: Ranks) -> None:
+    """Two processes run every case, stop when one is asked to, begin a run, go on with another, and fail."""
+    for name, case in CASES.items():
+        trainer = case.open(folder / name, ranks)
+        found = figures(trainer)
+        held = [part.numel() for part in trainer.optimizer.masters.values()]
+        found["held"] = _of_all(ranks, sum(held))
+        _keep(found, folder / f"{name}.pt", ranks)
+    _stop(folder / "stopped", ranks)
+    _begin(folder / "by two", ranks)
+    _go_on(folder / "by one", ranks)
+    _fail(folder / "failing", ranks)
+
+
+def four(folder: Path, ranks: Ranks) -> None:
+    """Four processes, two to a set of experts; ten experts are five on each, cut in three and two."""
+    _go_on(folder / "by two", ranks)
+    case = Case(many_experts, changes={"expert_parallel": 2, "checkpoint_every": 2, "num_steps": 2})
+    _keep(figures(case.open(folder / "copies", ranks)), folder / "copies.pt", ranks)
+
+
+def _of_all(ranks: Ranks, value: int) -> list[int]:
+    return [int(ranks.add(torch.tensor(value if rank == ranks.rank else 0))) for rank in range(ranks.num)]
+
+
+def _stop(folder: Path, ranks: Ranks) -> None:
+    trainer = CASES["sharded"].open(folder, ranks)
+    for _ in trainer.run():
+        if ranks.rank == 1:
+            trainer.ask_to_stop()
+    _keep(_of_all(ranks, trainer.next_step), folder.with_suffix(".pt"), ranks)
+
+
+def _begin(folder: Path, ranks: Ranks) -> None:
+    """The first half of a run, then a save that the second process cannot write."""
+    trainer = RESUMED.open(folder, ranks, checkpoint_every=3, expert_parallel=2)
+    found = figures(trainer, until=3)
+    for part in trainer.optimizer.masters.values():
+        part.zero_()
+    real = os.fsync
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    os.fsync = full if ranks.rank == 1 else real
+    try:
+        trainer.save()
+    except CheckpointError as error:
+        found["error"] = str(error)
+    os.fsync = real
+    _keep(found, folder.with_suffix(".begun.pt"), ranks)
+
+
+def _go_on(folder: Path, ranks: Ranks) -> None:
+    """What is left of a run that another number of processes began, in a copy of its folder."""
+    mine = folder.with_name(f"{folder.name}, on {ranks.num}")
+    ranks.first_does(lambda: shutil.copytree(folder, mine) and None)
+    trainer = RESUMED.open(mine, ranks, expert_parallel=2)
+    _keep({"first": trainer.next_step, **figures(trainer)}, mine.with_suffix(".pt"), ranks)
+
+
+def _fail(folder: Path, ranks: Ranks) -> None:
+    """What is not finite on one process stops all before anything moves; then one process fails alone."""
+    trainer = CASES["sharded"].open(folder, ranks)
+    before = {name: part.clone() for name, part in trainer.optimizer.masters.items()}
+    if ranks.rank == 1:
+        trainer.layout.local(trainer.model.decoder.norm.detach()).fill_(float("inf"))
+    try:
+        list(trainer.run())
+    except TrainingError as error:
+        moved = [name for name, part in trainer.optimizer.masters.items() if not torch.equal(part, before[name])]
+        (folder / f"stopped-{ranks.rank}").write_text(f"{error}; moved {moved}")
+    if ranks.rank == 1:
+        raise TrainingError("the second process has had enough")
+    ranks.any(False)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    job, folder = sys.argv[1:]
+    with joined(Launch.from_env()) as ranks:
+        globals()[job](Path(folder), ranks)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (TrainingError, CheckpointError) as raised:
+        sys.exit(f"presswork: {raised}")

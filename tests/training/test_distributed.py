@@ -1,0 +1,277 @@
+"""Several processes train as one does: the same losses and weights, whatever is sharded and whoever resumes."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from presswork.errors import CheckpointError, ConfigError, DataError
+from presswork.settings import Launch
+from presswork.testing import tiny_model
+from presswork.training.checkpoint import PART_FOLDERS, STATE_FILE, load_state
+from presswork.training.distributed import Ranks, joined
+from presswork.training.loss import Batch, Drafts, Losses, Whole, batch_losses
+from presswork.training.metrics import read_metrics
+from presswork.training.recipe import load_recipe
+from presswork.training.run import export, open_run
+from presswork.training.shares import share_of
+from presswork.training.trainer import Trainer
+from presswork.weights.load import load_model
+from tests.training.distributed_jobs import CASES, RESUMED, Case, figures, many_experts, uneven
+from tests.training.test_trainer import CANVAS, VOCAB, Carrying, config, counting
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 120
+
+
+def launch(num: int, job: str, folder: Path) -> list[tuple[int, str]]:
+    """Exit code and standard error of each of the processes that do a job."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-m", "tests.training.distributed_jobs", job, str(folder)]
+    processes = [
+        subprocess.Popen(
+            command, cwd=ROOT, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(num)
+    ]  # fmt: skip
+    try:
+        errors = [process.communicate(timeout=TIMEOUT_S)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any], first: int = 0, *, loosely: bool = False) -> None:
+    """Reports to 1e-5 and weights to 2e-5 after steps of 1e-3 to 3e-3 an entry.
+
+    Muon orthogonalises in bfloat16, where the last bit of a momentum may decide: there to 1e-4 and 3e-4.
+    """
+    tolerance = 1e-4 if loosely else 1e-5
+    torch.testing.assert_close(found["reports"], expected["reports"][first:], rtol=tolerance, atol=tolerance)
+    for kind in ("weights", "average"):
+        assert found[kind].keys() == expected[kind].keys()
+        for name, value in expected[kind].items():
+            torch.testing.assert_close(found[kind][name], value, rtol=0, atol=3e-4 if loosely else 2e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The run that is resumed, uninterrupted and on one process."""
+    return figures(RESUMED.open(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes and one left of their jobs."""
+    folder = tmp_path_factory.mktemp("two")
+    list(RESUMED.open(folder / "by one").run(until=3))
+    outcomes = launch(2, "two", folder)
+    assert outcomes == [(1, ""), (1, "presswork: the second process has had enough\n")]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one_does(folder: Path, tmp_path: Path, name: str) -> None:
+    found, expected = torch.load(folder / f"{name}.pt"), figures(CASES[name].open(tmp_path))
+    assert_same(found, expected, loosely=name == "muon")
+    num = sum(tensor.numel() for tensor in expected["weights"].values())
+    assert sum(found["held"]) == num and max(found["held"]) < 0.6 * num
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_goes_on_on_two(folder: Path, whole: dict[str, Any]) -> None:
+    found = torch.load(folder / "by one, on 2.pt")
+    assert found["first"] == 3
+    assert_same(found, whole, 3, loosely=True)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_on_one(folder: Path, tmp_path: Path, whole: dict[str, Any]) -> None:
+    shutil.copytree(folder / "by two", tmp_path, dirs_exist_ok=True)
+    trainer = RESUMED.open(tmp_path)
+    assert trainer.next_step == 3
+    assert_same(figures(trainer), whole, 3, loosely=True)
+    assert not any((tmp_path / name).exists() for name in PART_FOLDERS)
+    assert RESUMED.open(tmp_path).is_done
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_on_four_where_experts_have_copies(
+    folder: Path, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    assert launch(4, "four", folder) == [(0, "")] * 4
+    found = torch.load(folder / "by two, on 4.pt")
+    assert found["first"] == 3
+    assert_same(found, whole, 3, loosely=True)
+    expected = figures(Case(many_experts, changes={"num_steps": 2}).open(tmp_path / "one"))
+    assert_same(torch.load(folder / "copies.pt"), expected)
+    with pytest.raises(CheckpointError, match=r"cannot read .*parts-.*remove training_state.pt to start over"):
+        shutil.copy(folder / "copies" / STATE_FILE, tmp_path)
+        Case(many_experts, changes={"num_steps": 2}).open(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_one_process_keeps_the_last_good_state_of_all(folder: Path) -> None:
+    error = torch.load(folder / "by two.begun.pt")["error"]
+    assert "process 1: [Errno 28] No space left on device; the previous state is kept" in error
+    assert sum((folder / "by two" / name).exists() for name in PART_FOLDERS) == 1
+
+
+@pytest.mark.slow
+def test_all_processes_stop_after_the_same_step(folder: Path) -> None:
+    assert torch.load(folder / "stopped.pt") == [1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_not_finite_on_one_process_stops_all_and_moves_nothing(folder: Path, rank: int) -> None:
+    said = (folder / "failing" / f"stopped-{rank}").read_text()
+    assert said.startswith("the loss of step 0 is not finite; its batch is in") and said.endswith("moved []")
+
+
+def drafted() -> Batch:
+    """A batch with all that a batch may have."""
+    generator = torch.Generator().manual_seed(7)
+    drafts = Drafts(
+        canvases=torch.tensor([1, 5]), uniform=torch.rand(2, CANVAS, generator=generator, dtype=torch.float64),
+        noise=torch.randint(0, VOCAB, (2, CANVAS), generator=generator), bounds=torch.tensor([0.5, 2.0]),
+    )  # fmt: skip
+    return replace(uneven(3), self_conditioned=torch.tensor([1, 2, 5]), drafts=drafts)
+
+
+def test_a_share_has_its_examples_and_all_that_belongs_to_them() -> None:
+    batch = drafted()
+    shares = [share_of(batch, i, 3) for i in range(3)]
+    assert [share.ids.shape[0] for share in shares] == [2, 2, 3]
+    assert [share.examples.tolist() for share in shares] == [[0, 0, 1], [0, 1, 1], []]
+    assert [share.self_conditioned.tolist() for share in shares] == [[1, 2], [2], []]
+    for name in ("ids", "targets", "origins", "starts", "x0", "xt", "belief", "canvas_origins"):
+        assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(batch, name)), name
+    found = [share.drafts for share in shares if share.drafts is not None]
+    assert [drafts.canvases.tolist() for drafts in found] == [[1], [2], []]
+    for name in ("uniform", "noise", "bounds"):
+        assert torch.equal(torch.cat([getattr(drafts, name) for drafts in found]), getattr(batch.drafts, name)), name
+    plain = share_of(replace(batch, belief=None, drafts=None, origins=None, canvas_origins=None), 1, 2)
+    assert plain.belief is plain.drafts is plain.origins is plain.canvas_origins is None
+
+
+def test_losses_and_gradients_of_shares_add_up_to_those_of_the_batch() -> None:
+    model, batch = many_experts().requires_grad_(True), drafted()
+
+    def gradients(share: Batch, whole: Whole) -> tuple[Losses, list[torch.Tensor]]:
+        losses = batch_losses(model, share, whole=whole)
+        found = torch.autograd.grad(losses.total, list(model.parameters()), allow_unused=True, materialize_grads=True)
+        return losses, list(found)
+
+    expected, expected_gradients = gradients(batch, Whole.of(batch))
+    parts = [gradients(share_of(batch, i, 3), Whole.of(batch)) for i in range(3)]
+    for name in ("total", "diffusion", "encoder", "canvas_accuracy"):
+        found = sum(float(getattr(losses, name).detach()) for losses, _ in parts)
+        assert found == pytest.approx(float(getattr(expected, name).detach()), rel=1e-5)
+    for i, gradient in enumerate(expected_gradients):
+        found = torch.stack([part[i] for _, part in parts]).sum(0)
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-5)
+
+
+TWO = Ranks(num=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "ranks", "kind", "message"),
+    [
+        (counting, {"expert_parallel": 3}, Ranks(num=3), ConfigError, "must divide the number of processes, 3, and of"),
+        (counting, {"expert_parallel": 2}, Ranks(), ConfigError, "expert_parallel is 2; it must divide the number of"),
+        (counting, {"compile": True}, TWO, ConfigError, "compile works in one process, got 2; set train.compile=false"),
+        (Carrying(), {}, TWO, ConfigError, "Carrying carries canvases from step to step, which works in one process"),
+        (counting, {}, Ranks(num=9), DataError, "a batch has 8 examples, fewer than the 9 processes that share it"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused_before_they_start(
+    tmp_path: Path, source, changes, ranks: Ranks, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        Trainer(tiny_model(), source, config(**changes), tmp_path, ranks=ranks)
+
+
+RECIPE = str(Path(__file__).with_name("recipe_for_tests.py"))
+
+
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    return subprocess.Popen(
+        [*command, "presswork", "train", RECIPE, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_torchrun_trains_evaluates_and_exports_what_one_process_does(tmp_path: Path) -> None:
+    process = torchrun("--out", str(tmp_path / "two"), "--set", "train.expert_parallel=2", "--json")
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, err
+    assert err.count("step 4 of 4: canvas ") == 1 and err.count(" on 2 processes") == 1 and "length " in err
+    assert json.loads(out)["last"]["step"] == 3
+    recipe = load_recipe(RECIPE)
+    trainer = open_run(recipe, tmp_path / "one")
+    list(trainer.run())
+    expected = load_model(export(trainer, recipe)).state_dict()
+    found = load_model(tmp_path / "two" / "model").state_dict()
+    for name, value in expected.items():
+        # One bfloat16 step of the largest entries.
+        torch.testing.assert_close(found[name].float(), value.float(), rtol=2**-7, atol=1e-5)
+    figures = [read_metrics(tmp_path / name) for name in ("one", "two")]
+    assert [[line["step"] for line in lines] for lines in figures] == [[0, 1, 2, 3]] * 2
+    assert [line["loss"] for line in figures[1]] == pytest.approx([line["loss"] for line in figures[0]], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_torchruns_processes_with_their_state_saved(tmp_path: Path) -> None:
+    endless = ("train.num_steps=1000000", "train.checkpoint_every=1000000", "train.validate_every=0")
+    process = torchrun("--out", str(tmp_path), *(word for setting in endless for word in ("--set", setting)))
+    assert process.stderr is not None
+    while "step 2 of" not in (line := process.stderr.readline()):
+        assert line, "the run ended early"
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    assert err.count("stopping after this step") == 1 and err.count("stopped after step") == 1
+    state = load_state(tmp_path)
+    assert state is not None and state["progress"]["next_step"] >= 2 and (tmp_path / state["parts"]).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"LOCAL_RANK": "1"}, None),
+        ({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, Launch(rank=3, local_rank=1, num_ranks=4)),
+    ],
+)
+def test_the_place_among_torchruns_processes_is_read(given: dict[str, str], expected: Launch | None) -> None:
+    assert Launch.from_env(given) == expected
+
+
+@pytest.mark.parametrize("given", [{"RANK": "x"}, {"LOCAL_RANK": ""}, {"RANK": "4"}])
+def test_a_place_that_cannot_be_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="torchrun"):
+        Launch.from_env({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", **given})
+
+
+def test_one_process_meets_nobody() -> None:
+    with joined(Launch(rank=0, local_rank=0, num_ranks=1)) as ranks:
+        assert ranks.num == 1 and ranks.is_first and ranks.any(True) and not ranks.any(False)
