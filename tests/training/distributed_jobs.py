@@ -1,4 +1,4 @@
-"""What the processes of test_distributed.py do: `python -m tests.training.distributed_jobs JOB FOLDER`.
+"""What the processes of test_distributed.py do.
 
 A case is a run's model, source and config; its figures must not depend on the number of processes.
 """
@@ -6,6 +6,7 @@ A case is a run's model, source and config; its figures must not depend on the n
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,13 +15,16 @@ from typing import Any
 
 import torch
 
+from presswork import cli
 from presswork.errors import CheckpointError, TrainingError
 from presswork.models.transformer import Transformer
 from presswork.settings import Launch
-from presswork.testing import fixture_config, fixture_model, tiny_model
+from presswork.testing import tiny_model
 from presswork.training.config import OptimizerConfig
 from presswork.training.distributed import ALONE, Ranks, joined
 from presswork.training.loss import Batch
+from presswork.training.muon import orthogonalise
+from presswork.training.optim import adamw_order
 from presswork.training.trainer import Trainer
 from tests.training.test_trainer import CANVAS, PROMPT, config, counting
 
@@ -40,13 +44,13 @@ def uneven(step: int) -> Batch:
     return replace(
         whole, ids=whole.ids[:7], targets=targets, examples=examples, starts=whole.starts[:6], x0=whole.x0[examples],
         xt=whole.xt[:6], self_conditioned=torch.tensor([1, 2]), origins=origins, canvas_origins=torch.full((6,), 2),
-        belief=0.1 * torch.rand(6, CANVAS, 48, generator=generator),
+        belief=0.1 * torch.rand(6, CANVAS, 16, generator=generator),
     )  # fmt: skip
 
 
 def many_experts(**changes: object) -> Transformer:
     """More experts than are computed densely; most get no row of a step."""
-    return fixture_model(fixture_config(num_experts=10, **changes))
+    return tiny_model(num_experts=10, **changes)
 
 
 def mostly_frozen() -> Transformer:
@@ -66,7 +70,7 @@ class Case:
     validation: tuple[Batch, ...] = ()
 
     def open(self, folder: Path, ranks: Ranks = ALONE, **changes: object) -> Trainer:
-        settings = {"num_steps": 4, "checkpoint_every": 100, **self.changes, **changes}
+        settings = {"num_steps": 3, "checkpoint_every": 100, **self.changes, **changes}
         if ranks.num == 1:
             settings["expert_parallel"] = 1
         return Trainer(self.model(), self.source, config(**settings), folder, self.validation, ranks)
@@ -84,19 +88,32 @@ CASES = {
     "untied": Case(partial(tiny_model, tie_word_embeddings=False)),
     "frozen": Case(mostly_frozen, changes={"expert_parallel": 2}),
 }
-RESUMED = Case(changes={"optimizer": MUON, "num_steps": 6, "validate_every": 2, "patience": 5}, validation=HELD)
+RESUMED = Case(changes={"num_steps": 6, "validate_every": 2, "patience": 5}, validation=HELD)
 
 
 def figures(trainer: Trainer, **until: int) -> dict[str, Any]:
     """Everything a run shows of itself; the weights are gathered."""
     reports = [
-        (r.loss, r.diffusion, r.encoder, r.balance, r.canvas_accuracy, r.gradient_norm, r.validation_diffusion or 0.0)
+        (r.gradient_norm, r.loss, r.diffusion, r.encoder, r.balance, r.canvas_accuracy, r.validation_diffusion or 0.0)
         for r in trainer.run(**until)
     ]
-    gather, optimizer = trainer.layout.gather, trainer.optimizer
-    weights = {name: gather(name, part) for name, part in optimizer.masters.items()}
-    average = {name: gather(name, part) for name, part in trainer.averaged_weights().items()}
-    return {"reports": torch.tensor(reports, dtype=torch.float64), "weights": weights, "average": average}
+    kinds = {"weights": trainer.optimizer.masters, "average": trainer.averaged_weights()}
+    return {"reports": torch.tensor(reports, dtype=torch.float64), **_gathered(trainer, kinds)}
+
+
+def _gathered(trainer: Trainer, kinds: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+    gather = trainer.layout.gather
+    return {kind: {name: gather(name, part).clone() for name, part in of_one.items()} for kind, of_one in kinds.items()}
+
+
+def tensors(trainer: Trainer) -> dict[str, dict[str, torch.Tensor]]:
+    """All that is saved of the parameters, gathered: masters, average, moments."""
+    state: dict[str, Any] = trainer.optimizer.state()
+    kinds = {kind: state[kind] for kind in ("masters", "average", "momenta")}
+    order = adamw_order(state["masters"], state["momenta"])
+    for kind in ("exp_avg", "exp_avg_sq"):
+        kinds[kind] = {order[i]: moments[kind] for i, moments in state["adamw"]["state"].items()}
+    return _gathered(trainer, kinds)
 
 
 def _keep(found: Any, file: Path, ranks: Ranks) -> None:
@@ -112,6 +129,9 @@ def two(folder: Path, ranks: Ranks) -> None:
         held = [part.numel() for part in trainer.optimizer.masters.values()]
         found["held"] = _of_all(ranks, sum(held))
         _keep(found, folder / f"{name}.pt", ranks)
+        if name == "muon":
+            _turn(trainer)
+            _keep(tensors(trainer), folder / "muon's state.pt", ranks)
     _stop(folder / "stopped", ranks)
     _begin(folder / "by two", ranks)
     _go_on(folder / "by one", ranks)
@@ -129,6 +149,17 @@ def _of_all(ranks: Ranks, value: int) -> list[int]:
     return [int(ranks.add(torch.tensor(value if rank == ranks.rank else 0))) for rank in range(ranks.num)]
 
 
+def _turn(trainer: Trainer) -> None:
+    """A matrix in parts is orthogonalised as the whole one is, to the bit."""
+    layout, generator = trainer.layout, torch.Generator().manual_seed(0)
+    for name in trainer.optimizer.masters:
+        shape = layout.shape(name)
+        if len(shape) == 2 and trainer.model.decoder.embedding.shape != shape:
+            matrix = torch.randn(shape, generator=generator)
+            found = layout.orthogonalise(name, layout.part(name, matrix))
+            assert torch.equal(layout.gather(name, found), orthogonalise(matrix)), name
+
+
 def _stop(folder: Path, ranks: Ranks) -> None:
     trainer = CASES["sharded"].open(folder, ranks)
     for _ in trainer.run():
@@ -140,7 +171,8 @@ def _stop(folder: Path, ranks: Ranks) -> None:
 def _begin(folder: Path, ranks: Ranks) -> None:
     """The first half of a run, then a save that the second process cannot write."""
     trainer = RESUMED.open(folder, ranks, checkpoint_every=3, expert_parallel=2)
-    found = figures(trainer, until=3)
+    figures(trainer, until=3)
+    found: dict[str, Any] = tensors(trainer)
     for part in trainer.optimizer.masters.values():
         part.zero_()
     real = os.fsync
@@ -181,15 +213,33 @@ def _fail(folder: Path, ranks: Ranks) -> None:
     ranks.any(False)
 
 
-def main() -> None:
+def train(folder: Path) -> None:
+    """`presswork train`, of a run without end."""
+    settings = ("train.num_steps=1000000", "train.checkpoint_every=1000000", "train.validate_every=0")
+    words = [word for setting in settings for word in ("--set", setting)]
+    sys.argv = [
+        "presswork",
+        "train",
+        str(Path(__file__).with_name("recipe_for_tests.py")),
+        "--out",
+        str(folder),
+        *words,
+    ]
+    cli.main()
+
+
+def enter(job: str, folder: Path, launch: Launch, port: int) -> None:
+    """A process's whole life; what it says is in `said-` and its number."""
+    os.environ.update(RANK=str(launch.rank), LOCAL_RANK=str(launch.local_rank), WORLD_SIZE=str(launch.num_ranks))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    with (folder / f"said-{launch.rank}").open("w") as said:
+        os.dup2(said.fileno(), 2)
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
-    job, folder = sys.argv[1:]
-    with joined(Launch.from_env()) as ranks:
-        globals()[job](Path(folder), ranks)
-
-
-if __name__ == "__main__":
+    if job == "train":
+        return train(folder)
     try:
-        main()
-    except (TrainingError, CheckpointError) as raised:
-        sys.exit(f"presswork: {raised}")
+        with joined(launch) as ranks:
+            {"two": two, "four": four}[job](folder, ranks)
+    except TrainingError as error:
+        sys.exit(str(error))

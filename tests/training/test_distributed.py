@@ -1,13 +1,16 @@
 """Several processes train as one does: the same losses and weights, whatever is sharded and whoever resumes."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,47 +29,55 @@ from presswork.training.run import export, open_run
 from presswork.training.shares import share_of
 from presswork.training.trainer import Trainer
 from presswork.weights.load import load_model
-from tests.training.distributed_jobs import CASES, RESUMED, Case, figures, many_experts, uneven
+from tests.training.distributed_jobs import CASES, RESUMED, Case, enter, figures, many_experts, tensors, uneven
 from tests.training.test_trainer import CANVAS, VOCAB, Carrying, config, counting
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 
 
-def launch(num: int, job: str, folder: Path) -> list[tuple[int, str]]:
-    """Exit code and standard error of each of the processes that do a job."""
+def start(num: int, job: str, folder: Path) -> list[BaseProcess]:
+    """Processes that do a job; they are forked from one that has imported everything."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
-    command = [sys.executable, "-m", "tests.training.distributed_jobs", job, str(folder)]
-    processes = [
-        subprocess.Popen(
-            command, cwd=ROOT, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(num)
-    ]  # fmt: skip
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.distributed_jobs", "presswork.training.sharded_state"])
+    places = [Launch(rank=rank, local_rank=rank, num_ranks=num) for rank in range(num)]
+    processes = [context.Process(target=enter, args=(job, folder, place, port)) for place in places]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def wait(processes: list[BaseProcess], folder: Path) -> list[tuple[int | None, str]]:
+    """Exit code of each process and what it said."""
     try:
-        errors = [process.communicate(timeout=TIMEOUT_S)[1] for process in processes]
+        for process in processes:
+            process.join(TIMEOUT_S)
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+    said = [(folder / f"said-{rank}").read_text() for rank in range(len(processes))]
+    return [(process.exitcode, text) for process, text in zip(processes, said, strict=True)]
 
 
-def assert_same(found: dict[str, Any], expected: dict[str, Any], first: int = 0, *, loosely: bool = False) -> None:
-    """Reports to 1e-5 and weights to 2e-5 after steps of 1e-3 to 3e-3 an entry.
-
-    Muon orthogonalises in bfloat16, where the last bit of a momentum may decide: there to 1e-4 and 3e-4.
-    """
-    tolerance = 1e-4 if loosely else 1e-5
-    torch.testing.assert_close(found["reports"], expected["reports"][first:], rtol=tolerance, atol=tolerance)
+def assert_same(found: dict[str, Any], expected: dict[str, Any], first: int = 0) -> None:
+    """Losses to 1e-5, gradient norms to 1e-4, weights to 5e-5 after steps of up to 3e-3 an entry."""
+    later = expected["reports"][first:]
+    torch.testing.assert_close(found["reports"][:, 1:], later[:, 1:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found["reports"][:, 0], later[:, 0], rtol=1e-4, atol=0)
     for kind in ("weights", "average"):
         assert found[kind].keys() == expected[kind].keys()
         for name, value in expected[kind].items():
-            torch.testing.assert_close(found[kind][name], value, rtol=0, atol=3e-4 if loosely else 2e-5)
+            torch.testing.assert_close(found[kind][name], value, rtol=0, atol=5e-5)
+
+
+def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The same tensors to the bit."""
+    for kind in ("masters", "average", "momenta", "exp_avg", "exp_avg_sq"):
+        assert found[kind].keys() == expected[kind].keys()
+        assert all(torch.equal(found[kind][name], value) for name, value in expected[kind].items()), kind
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +91,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes and one left of their jobs."""
     folder = tmp_path_factory.mktemp("two")
     list(RESUMED.open(folder / "by one").run(until=3))
-    outcomes = launch(2, "two", folder)
-    assert outcomes == [(1, ""), (1, "presswork: the second process has had enough\n")]
+    outcomes = wait(start(2, "two", folder), folder)
+    assert outcomes == [(1, ""), (1, "the second process has had enough\n")]
     return folder
 
 
@@ -89,7 +100,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one_does(folder: Path, tmp_path: Path, name: str) -> None:
     found, expected = torch.load(folder / f"{name}.pt"), figures(CASES[name].open(tmp_path))
-    assert_same(found, expected, loosely=name == "muon")
+    if name == "muon":
+        # It orthogonalises in bfloat16, where the last bit of a momentum may decide the eighth of an update.
+        torch.testing.assert_close(found["reports"], expected["reports"], rtol=2e-3, atol=2e-3)
+    else:
+        assert_same(found, expected)
     num = sum(tensor.numel() for tensor in expected["weights"].values())
     assert sum(found["held"]) == num and max(found["held"]) < 0.6 * num
 
@@ -98,7 +113,7 @@ def test_two_processes_train_as_one_does(folder: Path, tmp_path: Path, name: str
 def test_a_run_of_one_process_goes_on_on_two(folder: Path, whole: dict[str, Any]) -> None:
     found = torch.load(folder / "by one, on 2.pt")
     assert found["first"] == 3
-    assert_same(found, whole, 3, loosely=True)
+    assert_same(found, whole, 3)
 
 
 @pytest.mark.slow
@@ -106,19 +121,27 @@ def test_a_run_of_two_processes_goes_on_on_one(folder: Path, tmp_path: Path, who
     shutil.copytree(folder / "by two", tmp_path, dirs_exist_ok=True)
     trainer = RESUMED.open(tmp_path)
     assert trainer.next_step == 3
-    assert_same(figures(trainer), whole, 3, loosely=True)
+    assert_equal(tensors(trainer), torch.load(folder / "by two.begun.pt"))
+    assert_same(figures(trainer), whole, 3)
     assert not any((tmp_path / name).exists() for name in PART_FOLDERS)
     assert RESUMED.open(tmp_path).is_done
+
+
+@pytest.mark.slow
+def test_momenta_of_muon_are_saved_and_read_too(folder: Path) -> None:
+    found = torch.load(folder / "muon's state.pt")
+    assert found["momenta"] and any(bool(momentum.any()) for momentum in found["momenta"].values())
+    assert_equal(tensors(CASES["muon"].open(folder / "muon")), found)
 
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_on_four_where_experts_have_copies(
     folder: Path, tmp_path: Path, whole: dict[str, Any]
 ) -> None:
-    assert launch(4, "four", folder) == [(0, "")] * 4
+    assert wait(start(4, "four", folder), folder) == [(0, "")] * 4
     found = torch.load(folder / "by two, on 4.pt")
     assert found["first"] == 3
-    assert_same(found, whole, 3, loosely=True)
+    assert_same(found, whole, 3)
     expected = figures(Case(many_experts, changes={"num_steps": 2}).open(tmp_path / "one"))
     assert_same(torch.load(folder / "copies.pt"), expected)
     with pytest.raises(CheckpointError, match=r"cannot read .*parts-.*remove training_state.pt to start over"):
@@ -216,18 +239,20 @@ def torchrun(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     return subprocess.Popen(
         [*command, "presswork", "train", RECIPE, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_torchrun_trains_evaluates_and_exports_what_one_process_does(tmp_path: Path) -> None:
-    process = torchrun("--out", str(tmp_path / "two"), "--set", "train.expert_parallel=2", "--json")
+    process = torchrun(
+        "--out", str(tmp_path / "two"), "--set", "train.expert_parallel=2", "--set", "evaluate_every=4", "--json"
+    )
     out, err = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, err
     assert err.count("step 4 of 4: canvas ") == 1 and err.count(" on 2 processes") == 1 and "length " in err
     assert json.loads(out)["last"]["step"] == 3
-    recipe = load_recipe(RECIPE)
+    recipe = replace(load_recipe(RECIPE), evaluate_every=4)
     trainer = open_run(recipe, tmp_path / "one")
     list(trainer.run())
     expected = load_model(export(trainer, recipe)).state_dict()
@@ -241,17 +266,22 @@ def test_torchrun_trains_evaluates_and_exports_what_one_process_does(tmp_path: P
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_torchruns_processes_with_their_state_saved(tmp_path: Path) -> None:
-    endless = ("train.num_steps=1000000", "train.checkpoint_every=1000000", "train.validate_every=0")
-    process = torchrun("--out", str(tmp_path), *(word for setting in endless for word in ("--set", setting)))
-    assert process.stderr is not None
-    while "step 2 of" not in (line := process.stderr.readline()):
-        assert line, "the run ended early"
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=TIMEOUT_S)
-    assert err.count("stopping after this step") == 1 and err.count("stopped after step") == 1
+def test_ctrl_c_stops_all_processes_after_one_step_with_their_state_saved(tmp_path: Path) -> None:
+    processes = start(2, "train", tmp_path)
+    while len(read_metrics(tmp_path)) < 2:
+        time.sleep(0.1)
+        assert all(process.is_alive() for process in processes)
+    # Once by the terminal, once by torchrun, which hands on what it got.
+    for _ in range(2):
+        for process in processes:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGINT)
+    (first_code, first), (second_code, second) = wait(processes, tmp_path)
+    assert (first_code, second_code, second) == (130, 130, "")
+    assert first.count("stopping after this step") == 1 and first.count("presswork: stopped after step") <= 1
     state = load_state(tmp_path)
     assert state is not None and state["progress"]["next_step"] >= 2 and (tmp_path / state["parts"]).is_dir()
+    assert f"stopped after step {state['progress']['next_step']}; run the same command" in first
 
 
 @pytest.mark.parametrize(
