@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from presswork.models.transformer import Transformer
 from presswork.training.distributed import ALONE, Ranks
@@ -56,11 +56,12 @@ class Layout(Protocol):
 class OneProcess:
     """A model whole in this process."""
 
-    def __init__(self, model: Transformer):
+    def __init__(self, model: nn.Module):
         self._model = model
         self.ranks = ALONE
 
     def losses(self, batch: Batch, **weights: Any) -> Losses:
+        assert isinstance(self._model, Transformer)
         return batch_losses(self._model, batch, **weights)
 
     def to(self, dtype: torch.dtype) -> None:

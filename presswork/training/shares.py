@@ -7,6 +7,7 @@ B examples, C canvases; examples lie side by side in the shares, canvases go whe
 """
 
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -62,7 +63,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device; pure."""
     if batch.ids.device == device:
         return batch
-    moved = {f.name: _moved(getattr(batch, f.name), device) for f in fields(batch)}
+    moved: dict[str, Any] = {f.name: _moved(getattr(batch, f.name), device) for f in fields(batch)}
     return Batch(**moved)
 
 

@@ -112,8 +112,8 @@ class Trainer:
         if not any(p.requires_grad for p in model.parameters()):
             model.requires_grad_(True)
         self.config, self.folder, self._source, self._validation = config, folder, source, validation
-        # Before the model is rounded, so that the masters are not.
         self.layout = _lay_out(model, config, source, validation, ranks)
+        # Before the model is rounded, so that the masters are not.
         self.optimizer = MasterOptimizer(model, config.optimizer, config.num_steps, config.ema_decay, self.layout)
         self.layout.to(getattr(torch, config.dtype))
         self.model = model.train()

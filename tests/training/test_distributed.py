@@ -101,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_as_one_does(folder: Path, tmp_path: Path, name: str) -> None:
     found, expected = torch.load(folder / f"{name}.pt"), figures(CASES[name].open(tmp_path))
     if name == "muon":
-        # It orthogonalises in bfloat16, where the last bit of a momentum may decide the eighth of an update.
+        # It rounds to bfloat16, where the last bit of a momentum may move an entry by 1/256 of itself.
         torch.testing.assert_close(found["reports"], expected["reports"], rtol=2e-3, atol=2e-3)
     else:
         assert_same(found, expected)
