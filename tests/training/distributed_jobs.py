@@ -22,15 +22,15 @@ from presswork.settings import Launch
 from presswork.testing import tiny_model
 from presswork.training.config import OptimizerConfig
 from presswork.training.distributed import ALONE, Ranks, joined
-from presswork.training.loss import Batch
+from presswork.training.loss import Batch, Drafts
 from presswork.training.muon import orthogonalise
 from presswork.training.optim import adamw_order
 from presswork.training.trainer import Trainer
-from tests.training.test_trainer import CANVAS, PROMPT, config, counting
+from tests.training.test_trainer import CANVAS, PROMPT, VOCAB, config, counting
 
 
 def uneven(step: int) -> Batch:
-    """Seven rows of two documents; canvases of the first four rows only, so that a later share has none.
+    """Seven rows of two documents; canvases of the first three rows only, so that a later share has none.
 
     Some positions do not count in the causal loss; canvases bring beliefs along.
     """
@@ -40,12 +40,29 @@ def uneven(step: int) -> Batch:
     origins[:, 2:] = 2
     targets = whole.targets[:7].clone()
     targets[3:, 5:] = -100
-    examples = torch.tensor([0, 0, 1, 2, 3, 3])
+    examples = torch.tensor([0, 0, 1, 2, 2, 2])
     return replace(
         whole, ids=whole.ids[:7], targets=targets, examples=examples, starts=whole.starts[:6], x0=whole.x0[examples],
         xt=whole.xt[:6], self_conditioned=torch.tensor([1, 2]), origins=origins, canvas_origins=torch.full((6,), 2),
         belief=0.1 * torch.rand(6, CANVAS, 16, generator=generator),
     )  # fmt: skip
+
+
+def with_drafts(batch: Batch, canvases: torch.Tensor) -> Batch:
+    """The second pass of these canvases reads what the sampler makes of the first."""
+    generator = torch.Generator().manual_seed(7)
+    num, length = canvases.shape[0], batch.x0.shape[1]
+    drafts = Drafts(
+        canvases=canvases, uniform=torch.rand(num, length, generator=generator, dtype=torch.float64),
+        noise=torch.randint(0, VOCAB, (num, length), generator=generator), bounds=torch.linspace(0.5, 4.0, num),
+    )  # fmt: skip
+    return replace(batch, drafts=drafts)
+
+
+def drafted(step: int) -> Batch:
+    """Half of the self-conditioned canvases are drafted too."""
+    batch = counting(step)
+    return with_drafts(batch, batch.self_conditioned[:2])
 
 
 def many_experts(**changes: object) -> Transformer:
@@ -85,7 +102,8 @@ CASES = {
     "uneven experts": Case(many_experts, uneven, {"balance_weight": 0.05, "expert_parallel": 2, "recompute": True}),
     "accumulated": Case(changes={"accumulate": 2, "recompute": True}),
     "muon": Case(changes={"optimizer": MUON, "expert_parallel": 2}),
-    "untied": Case(partial(tiny_model, tie_word_embeddings=False)),
+    "untied": Case(partial(tiny_model, tie_word_embeddings=False), drafted),
+    "bfloat16": Case(source=drafted, changes={"dtype": "bfloat16", "expert_parallel": 2}),
     "frozen": Case(mostly_frozen, changes={"expert_parallel": 2}),
 }
 RESUMED = Case(changes={"num_steps": 6, "validate_every": 2, "patience": 5}, validation=HELD)
