@@ -103,7 +103,7 @@ CASES = {
     "accumulated": Case(changes={"accumulate": 2, "recompute": True}),
     "muon": Case(changes={"optimizer": MUON, "expert_parallel": 2}),
     "untied": Case(partial(tiny_model, tie_word_embeddings=False), drafted),
-    "bfloat16": Case(source=drafted, changes={"dtype": "bfloat16", "expert_parallel": 2}),
+    "bfloat16": Case(changes={"dtype": "bfloat16", "expert_parallel": 2}),
     "frozen": Case(mostly_frozen, changes={"expert_parallel": 2}),
 }
 RESUMED = Case(changes={"num_steps": 6, "validate_every": 2, "patience": 5}, validation=HELD)
