@@ -4,6 +4,8 @@ The command line reads it; `presswork.load` does not.
 
 PRESSWORK_THREADS   CPU threads of tensor work, 1 to 1024; unset is torch's choice
 PRESSWORK_LOG       debug, info, warning or error; unset is warning
+
+RANK, LOCAL_RANK, WORLD_SIZE   set by torchrun: which of how many processes this one is
 """
 
 import difflib
@@ -60,6 +62,42 @@ class Settings:
         if log is not None and log.lower() not in LOG_LEVELS:
             raise ConfigError(f"{PREFIX}LOG must be one of {', '.join(LOG_LEVELS)}, got {log!r}")
         return cls(threads=None if threads is None else int(threads), log=(log or cls().log).lower())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """The place of a process among those that torchrun started.
+
+    Args:
+        rank: its number among all, from 0.
+        local_rank: its number among those on this machine.
+        num_ranks: how many there are.
+    """
+
+    rank: int
+    local_rank: int
+    num_ranks: int
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Launch | None":
+        """What torchrun says in the environment; None where it did not start this process.
+
+        Args:
+            environ: what to read instead of the process's environment.
+        Raises:
+            ConfigError: a value is missing or malformed.
+        """
+        source = os.environ if environ is None else environ
+        given = {name: source.get(name, "").strip() for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+        if not (given["RANK"] and given["WORLD_SIZE"]):
+            return None
+        for name, value in given.items():
+            if not re.fullmatch("[0-9]{1,6}", value):
+                raise ConfigError(f"{name} must be a whole number, got {value!r}; start the processes with torchrun")
+        rank, local_rank, num_ranks = (int(value) for value in given.values())
+        if rank >= num_ranks:
+            raise ConfigError(f"RANK must be below WORLD_SIZE, got {rank} of {num_ranks}; use torchrun")
+        return cls(rank=rank, local_rank=local_rank, num_ranks=num_ranks)
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -24,7 +24,7 @@ from presswork.models.adapters import (
     adapted,
 )
 from presswork.ops.gated_gelu import gated_mlp
-from presswork.ops.moe import mix_experts, mix_experts_dense, route
+from presswork.ops.moe import mix_experts, route
 from presswork.ops.norm import join_branches, residual_norm, rms_norm
 from presswork.ops.qkv import split_norm_rope
 from presswork.ops.rope import rope_frequencies, rope_table
@@ -34,6 +34,9 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 Observe = Callable[[int, Tensor], None]
 """(layer index, residual stream [N, D] that the layer's router reads)."""
+
+MixExperts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(normed rows [N, D], weights [N, k], expert ids [N, k], gate_up, down) -> each row's sum over its experts [N, D]."""
 
 RopeTables = dict[LayerKind, tuple[Tensor, Tensor]]
 
@@ -100,13 +103,15 @@ class GatedMLP(nn.Module):
 class Experts(nn.Module):
     """The router and the expert weights of one layer.
 
-    `dense` computes every expert for every row, which trains small mixtures faster; the result is the same.
+    `mix` sums a row's experts. A trainer may put another function with the same result in its place, such as one that
+    computes every expert for every row, which trains small mixtures faster.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         num, width, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
-        self.top_k, self.eps, self.dense = config.top_k_experts, config.rms_norm_eps, False
+        self.top_k, self.eps = config.top_k_experts, config.rms_norm_eps
+        self.mix: MixExperts = mix_experts
         self.router_scale, self.router = _weight(hidden), _weight(num, hidden)
         self.per_expert_scale = _weight(num)
         self.gate_up, self.down = _weight(num, 2 * width, hidden), _weight(num, hidden, width)
@@ -119,8 +124,7 @@ class Experts(nn.Module):
         weights, experts = route(raw, self.router_scale, router, self.per_expert_scale, self.top_k, self.eps)
         if adapter is not None and adapter.has_experts:
             return adapter.mix(normed, weights, experts, self.gate_up, self.down)
-        mix = mix_experts_dense if self.dense else mix_experts
-        return mix(normed, weights, experts, self.gate_up, self.down)
+        return self.mix(normed, weights, experts, self.gate_up, self.down)
 
 
 class TransformerLayer(nn.Module):

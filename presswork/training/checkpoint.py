@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from presswork.errors import CheckpointError
 
 STATE_FILE = "training_state.pt"
+PART_FOLDERS = ("training_state.parts-0", "training_state.parts-1")
+"""Where several processes write their tensors, in turn (training/sharded_state.py)."""
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
@@ -30,13 +33,24 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
         raise CheckpointError(f"cannot write {target}: {error}; the previous state is kept") from error
 
 
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """The saved state, or None where there is none. Raises CheckpointError when the file cannot be read."""
+def remove_parts(folder: Path, *, but: str | None = None) -> None:
+    """Remove what several processes wrote, except one folder of it."""
+    for name in PART_FOLDERS:
+        if name != but:
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def load_state(folder: Path, *, is_mapped: bool = False) -> dict[str, Any] | None:
+    """The saved state, or None where there is none. Raises CheckpointError when the file cannot be read.
+
+    Args:
+        is_mapped: tensors stay on the disk until they are read.
+    """
     target = folder / STATE_FILE
     if not target.exists():
         return None
     try:
-        return torch.load(target, map_location="cpu", weights_only=True)
+        return torch.load(target, map_location="cpu", weights_only=True, mmap=is_mapped)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"cannot read {target}: {reason}; remove it to start over") from error

@@ -62,6 +62,8 @@ class TrainConfig:
         dtype: compute dtype of the passes, bfloat16 or float32; master weights are float32.
         compile: fuse the passes with torch.compile (needs a C++ compiler; a minute at the start).
         checkpoint_every, log_every: steps.
+        expert_parallel: processes that share one set of experts, in a run of several (docs/training.md); it divides
+            their number and the number of experts. 1 shards every parameter over all of them alike.
     """
 
     num_steps: int
@@ -77,6 +79,7 @@ class TrainConfig:
     compile: bool = False
     checkpoint_every: int = 500
     log_every: int = 20
+    expert_parallel: int = 1
 
     def __post_init__(self) -> None:
         require(self.num_steps > 0, f"num_steps must be positive, got {self.num_steps}")
@@ -85,7 +88,7 @@ class TrainConfig:
             require(0 <= value < float("inf"), f"{name} must be finite and not negative, got {value}")
         require(self.dtype in ("bfloat16", "float32"), f"dtype must be bfloat16 or float32, got {self.dtype!r}")
         require(0 <= self.ema_decay < 1, f"ema_decay must lie in [0, 1), got {self.ema_decay}")
-        for name in ("accumulate", "checkpoint_every", "log_every"):
+        for name in ("accumulate", "checkpoint_every", "log_every", "expert_parallel"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         require(
             self.patience == 0 or self.validate_every > 0,

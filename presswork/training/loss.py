@@ -3,10 +3,11 @@
 B examples, C canvases, T prompt and response, L canvas, N rows, D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from presswork.diffusion.accept import EntropyBoundRule
@@ -82,6 +83,40 @@ class Losses:
     hidden: Float[Tensor, "N D"]
 
 
+Add = Callable[[Tensor], Tensor]
+"""The sum of a tensor over the processes of a run; the gradient of it is that of a process's own part."""
+
+
+def alone(x: Tensor) -> Tensor:
+    """The sum over one process."""
+    return x
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """What the processes of a run must know of the whole batch, each having a share of it.
+
+    Losses are means over the whole batch's positions: a mean over shares of their means would weigh the positions of
+    a small share more.
+
+    Args:
+        num_targets, num_canvas_tokens: positions that count in the two losses.
+        has_first_pass: whether any canvas is self-conditioned; every process then makes the first pass.
+    """
+
+    num_targets: Int[Tensor, ""]
+    num_canvas_tokens: int
+    has_first_pass: bool
+    add: Add = alone
+
+    @classmethod
+    def of(cls, batch: Batch, add: Add = alone) -> "Whole":
+        return cls(
+            num_targets=_is_counted(batch.targets).sum(), num_canvas_tokens=batch.x0.numel(),
+            has_first_pass=batch.self_conditioned.numel() > 0, add=add,
+        )  # fmt: skip
+
+
 def batch_losses(
     model: Transformer,
     batch: Batch,
@@ -89,19 +124,28 @@ def batch_losses(
     encoder_weight: float = 1.0,
     balance_weight: float = 0.0,
     attend: AttentionFunctions = PLAIN_ATTENTION,
+    whole: Whole | None = None,
 ) -> Losses:
     """Causal loss over the clean sequence plus canvas cross-entropy, gradients flowing into the encoder's keys.
 
     Every canvas position counts, clean ones too, with no weight by t. The first self-conditioning pass runs only
     for canvases that use it, without gradient.
+
+    Args:
+        whole: the batch that this one is a share of; None: it is a whole one. Losses are those of the whole batch, and
+            the gradients of the processes add up to its gradient.
     Source: DiffusionGemma's fine-tuning code; see docs/training.md.
     """
-    loads = [RouterLoads(model.encoder), RouterLoads(model.decoder)] if balance_weight else [None, None]
+    whole = whole or Whole.of(batch)
+    stacks = (model.encoder, model.decoder)
+    loads = [RouterLoads(stack, whole.add) for stack in stacks] if balance_weight else [None, None]
     hidden, kept = encode(model, batch.ids, attend, batch.origins, loads[0])
     encoder = _cross_entropy(model, hidden, batch.targets.flatten())[0]
-    belief, xt = _first_pass(model, batch, kept, attend)
+    encoder = whole.add(encoder * (_is_counted(batch.targets).sum() / whole.num_targets.clamp(min=1)))
+    belief, xt = _first_pass(model, batch, kept, attend, whole.has_first_pass)
     canvas = decode(model, xt, batch.examples, batch.starts, kept, belief, attend, batch.canvas_origins, loads[1])
     diffusion, right = _cross_entropy(model, canvas, batch.x0.flatten())
+    diffusion = whole.add(diffusion * (batch.x0.numel() / whole.num_canvas_tokens))
     balances = [watched.loss() for watched in loads if watched is not None]
     balance = torch.stack(balances).mean() if balances else diffusion.new_zeros(())
     return Losses(
@@ -109,7 +153,7 @@ def batch_losses(
         diffusion=diffusion.detach(),
         encoder=encoder.detach(),
         balance=balance.detach(),
-        canvas_accuracy=right / batch.x0.numel(),
+        canvas_accuracy=whole.add(right) / whole.num_canvas_tokens,
         hidden=canvas.detach(),
     )
 
@@ -120,23 +164,30 @@ class RouterLoads:
     Source: Fedus et al. 2022 (arXiv:2101.03961), section 2.2, for several experts a row.
     """
 
-    def __init__(self, stack: Stack):
-        self._stack = stack
-        self._losses: dict[int, Tensor] = {}
+    def __init__(self, stack: Stack, add: Add = alone):
+        self._stack, self._add = stack, add
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, layer: int, residual: Float[Tensor, "N D"]) -> None:
-        """E times the sum over experts of (share of the rows' choices) * (mean probability), kept by layer."""
+        """Keep how often each expert is chosen and the sum of its probabilities, by layer."""
         experts: Experts = self._stack.layers[layer].experts  # type: ignore[assignment]
         probabilities = router_probabilities(residual, experts.router_scale, experts.router, experts.eps)
         chosen = probabilities.topk(experts.top_k, dim=-1).indices
-        num = probabilities.shape[-1]
-        shares = torch.bincount(chosen.flatten(), minlength=num) / chosen.numel()
+        counts = torch.bincount(chosen.flatten(), minlength=probabilities.shape[-1])
         # A layer that is recomputed for its gradient must do the same again, but counts once.
-        self._losses.setdefault(layer, num * (shares * probabilities.mean(0)).sum())
+        self._seen.setdefault(layer, (counts, probabilities.sum(0)))
 
     def loss(self) -> Float[Tensor, ""]:
-        """The mean over layers; 1 where all experts get the same."""
-        return torch.stack(list(self._losses.values())).mean()
+        """E times the sum over experts of (share of the choices) * (mean probability), the mean over layers.
+
+        1 where all experts get the same. The shares are those of all processes' rows.
+        """
+        mine, sums = (torch.stack(parts) for parts in zip(*self._seen.values(), strict=True))
+        counts = self._add(mine)
+        num_choices = counts.sum(-1, keepdim=True)
+        top_k: int = self._stack.layers[0].experts.top_k  # type: ignore[assignment, union-attr]
+        means = sums / (num_choices / top_k)
+        return self._add(counts.shape[-1] * (counts / num_choices * means).sum(-1).mean())
 
 
 def encode(
@@ -176,7 +227,7 @@ def decode(
 
 
 def _first_pass(
-    model: Transformer, batch: Batch, kept: list[tuple[Tensor, Tensor]], attend: AttentionFunctions
+    model: Transformer, batch: Batch, kept: list[tuple[Tensor, Tensor]], attend: AttentionFunctions, is_made: bool
 ) -> tuple[Float[Tensor, "N D"] | None, Int[Tensor, "C L"]]:
     """(beliefs, canvases) that the second pass reads.
 
@@ -185,7 +236,7 @@ def _first_pass(
     pass; one does reach the embedding that its belief is told in.
     """
     chosen, (num, length) = batch.self_conditioned, batch.xt.shape
-    if chosen.numel() == 0:
+    if not is_made:
         return (None if batch.belief is None else batch.belief.flatten(0, 1)), batch.xt
     origins = None if batch.canvas_origins is None else batch.canvas_origins[chosen]
     with torch.no_grad():
@@ -224,7 +275,11 @@ def _cross_entropy(
     model: Transformer, hidden: Float[Tensor, "N D"], targets: Int[Tensor, "N"]
 ) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
     """(mean over counted rows of -log p(target), number of counted rows whose arg-max is the target)."""
-    counted = torch.where(targets != IGNORED_TARGET)[0]
+    counted = torch.where(_is_counted(targets))[0]
     if counted.numel() != targets.numel():
         hidden, targets = hidden[counted], targets[counted]
     return head_cross_entropy(hidden, model.head, targets, model.config.final_logit_softcapping)
+
+
+def _is_counted(targets: Int[Tensor, "*X"]) -> Bool[Tensor, "*X"]:
+    return targets != IGNORED_TARGET

@@ -5,6 +5,7 @@ that learning rate and weight decay mean what they mean for AdamW.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -41,14 +42,18 @@ def muon_step(
     rate: float,
     decay: float,
     beta: float,
+    turn: Callable[[Tensor], Tensor] = orthogonalise,
+    longest: int | None = None,
 ) -> None:
     """One Nesterov step. Mutates master and momentum.
 
     Args:
         rate, decay: learning rate and decoupled weight decay.
         beta: momentum.
+        turn: orthogonalises; where the tensors are parts of a matrix, it does so of the whole and gives a part.
+        longest: the larger of the whole matrix's R and C; None is that of the tensors.
     """
     momentum.lerp_(grad, 1 - beta)
-    update = orthogonalise(grad.lerp(momentum, beta))
-    scale = _ADAMW_RMS * math.sqrt(max(master.shape[-2:]))
+    update = turn(grad.lerp(momentum, beta))
+    scale = _ADAMW_RMS * math.sqrt(longest or max(master.shape[-2:]))
     master.mul_(1 - rate * decay).add_(update, alpha=-rate * scale)

@@ -1,13 +1,15 @@
 """Optimizers over float32 master weights of a model that computes in a narrower dtype."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from presswork.training.config import OptimizerConfig
+from presswork.training.layout import Layout, OneProcess
 from presswork.training.muon import muon_step
 
 # Tables with a row for every token or expert: their rows are no linear map that one would orthogonalise.
@@ -25,16 +27,26 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     return config.peak_rate * share
 
 
+def adamw_order(masters: Mapping[str, Tensor], momenta: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that AdamW moves, in the order of its state: matrices, then vectors."""
+    names = [name for name in masters if name not in momenta]
+    return sorted(names, key=lambda name: masters[name].ndim <= 1)
+
+
 class MasterOptimizer:
     """Float32 masters, their moving average and the optimizer's moments for every trained parameter of a model.
 
-    The model's own parameters are a rounded copy that forward and backward passes use.
+    The model's own parameters are a rounded copy that forward and backward passes use. Where the model lies in parts
+    over several processes, all of this is of this process's parts.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, num_steps: int, ema_decay: float):
+    def __init__(
+        self, model: nn.Module, config: OptimizerConfig, num_steps: int, ema_decay: float, layout: Layout | None = None
+    ):
         self._config, self._num_steps, self._ema_decay = config, num_steps, ema_decay
+        self._layout = layout or OneProcess(model)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.masters = {name: p.detach().float().clone() for name, p in self._parameters.items()}
+        self.masters = {name: self._layout.local(p.detach()).float().clone() for name, p in self._parameters.items()}
         self.average = {name: master.clone() for name, master in self.masters.items()}
         turned = config.algorithm == "muon"
         self._momenta = {
@@ -42,7 +54,7 @@ class MasterOptimizer:
             for name, master in self.masters.items()
             if turned and master.ndim > 1 and not name.endswith(_TABLES) and not name.startswith("adapter.")
         }
-        others = [master for name, master in self.masters.items() if name not in self._momenta]
+        others = [self.masters[name] for name in adamw_order(self.masters, self._momenta)]
         groups = [
             {"params": [m for m in others if m.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [m for m in others if m.ndim <= 1], "weight_decay": 0.0},
@@ -55,11 +67,13 @@ class MasterOptimizer:
 
         If that is not finite, nothing moves.
         """
+        local = self._layout.local
         for name, parameter in self._parameters.items():
             grad = parameter.grad
-            self.masters[name].grad = torch.zeros_like(self.masters[name]) if grad is None else grad.float()
+            self.masters[name].grad = torch.zeros_like(self.masters[name]) if grad is None else local(grad).float()
             parameter.grad = None
         norm = torch.nn.utils.get_total_norm([m.grad for m in self.masters.values() if m.grad is not None])
+        norm = self._layout.norm(norm)
         if not torch.isfinite(norm):
             return float(norm)
         torch.nn.utils.clip_grads_with_norm_(self.masters.values(), self._config.clip_norm, norm)
@@ -69,7 +83,10 @@ class MasterOptimizer:
         for name, momentum in self._momenta.items():
             master, config = self.masters[name], self._config
             assert master.grad is not None
-            muon_step(master, master.grad, momentum, rate=rate, decay=config.weight_decay, beta=config.momentum)
+            muon_step(
+                master, master.grad, momentum, rate=rate, decay=config.weight_decay, beta=config.momentum,
+                turn=partial(self._layout.orthogonalise, name), longest=max(self._layout.shape(name)[-2:]),
+            )  # fmt: skip
         self._adamw.step()
         decay = min(self._ema_decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(self.average.values()), list(self.masters.values()), 1 - decay)
@@ -78,7 +95,8 @@ class MasterOptimizer:
 
     @torch.no_grad()
     def _publish(self, source: dict[str, Tensor]) -> None:
-        torch._foreach_copy_(list(self._parameters.values()), [source[name] for name in self._parameters])
+        parts = [self._layout.local(parameter) for parameter in self._parameters.values()]
+        torch._foreach_copy_(parts, [source[name] for name in self._parameters])
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

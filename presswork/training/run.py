@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from presswork.errors import ConfigError, TrainingError
 from presswork.models.adapters import Adapter
 from presswork.models.transformer import Transformer
 from presswork.text.tokenizer import TOKENIZER_FILES
 from presswork.training.checkpoint import STATE_FILE
+from presswork.training.distributed import ALONE, Ranks
 from presswork.training.recipe import FromCheckpoint, Recipe, ValidatedPlan, as_json, describe
 from presswork.training.trainer import Trainer
 from presswork.weights.config_files import write_generation_config
@@ -26,11 +28,16 @@ RECIPE_FILE = "recipe.json"
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 
+_ADAPTER = "adapter."
+
 logger = logging.getLogger(__name__)
 
 
-def open_run(recipe: Recipe, folder: Path) -> Trainer:
+def open_run(recipe: Recipe, folder: Path, ranks: Ranks = ALONE) -> Trainer:
     """The trainer of a recipe in a folder, at the step the folder is at; the recipe is written beside its state.
+
+    Args:
+        ranks: the processes of the run, which share the folder.
 
     Raises:
         ConfigError: the folder holds a run of another recipe.
@@ -42,8 +49,8 @@ def open_run(recipe: Recipe, folder: Path) -> Trainer:
         model.requires_grad_(False)
         model.adapter = new_adapter(model.config, recipe.lora)
     validation = recipe.data.validate_on(model) if isinstance(recipe.data, ValidatedPlan) else ()
-    trainer = Trainer(model, recipe.data.open(model), recipe.train, folder, validation)
-    _remember(recipe, folder)
+    trainer = Trainer(model, recipe.data.open(model), recipe.train, folder, validation, ranks)
+    ranks.first_does(lambda: _remember(recipe, folder))
     return trainer
 
 
@@ -56,7 +63,8 @@ def _refuse_another(recipe: Recipe, folder: Path) -> None:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {file}: {error}; remove it to go on with the run there") from error
-    changes = _differences(before, describe(recipe))
+    # Over how many processes a run goes may change from one start to the next.
+    changes = [line for line in _differences(before, describe(recipe)) if not line.startswith("train.expert_parallel ")]
     if changes:
         raise ConfigError(
             f"{folder} holds a run of another recipe: {'; '.join(changes[:3])}; go on with that one, or train in "
@@ -83,37 +91,54 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
     return [] if before == now else [f"{path} was {before}, is {now}"]
 
 
-def averaged_model(trainer: Trainer) -> Transformer:
-    """A copy of the model with the averaged weights, in bfloat16, for generation; an adapter is merged into it."""
+def averaged_model(trainer: Trainer) -> Transformer | None:
+    """A copy of the model with the averaged weights, in bfloat16, for generation; an adapter is merged into it.
+
+    Of several processes the first has it, the others None; all must call it. One tensor at a time is whole on the
+    others.
+    """
     # The trainer's own may be compiled, so its tensors are taken and not the module.
     with torch.no_grad():
-        model = Transformer(trainer.model.config).requires_grad_(False).eval().to(torch.bfloat16)
-        state, average = model.state_dict(), trainer.averaged_weights()
-        for name, tensor in trainer.model.state_dict().items():
-            if name in state:
-                state[name].copy_(average.get(name, tensor))
-    adapter = averaged_adapter(trainer)
-    if adapter is not None:
-        merge_adapter(model, adapter)
+        layout, average = trainer.layout, trainer.averaged_weights()
+        model, state = None, {}
+        if trainer.ranks.is_first:
+            model = Transformer(trainer.model.config).requires_grad_(False).eval().to(torch.bfloat16)
+            state = model.state_dict()
+        for name, tensor in trainer.model.named_buffers():
+            if model is not None:
+                state[name].copy_(tensor)
+        for name, tensor in trainer.model.named_parameters():
+            if name.startswith(_ADAPTER):
+                continue
+            whole = layout.gather(name, average.get(name, layout.local(tensor)))
+            if model is not None:
+                state[name].copy_(whole)
+        adapter = averaged_adapter(trainer)
+        if model is not None and adapter is not None:
+            merge_adapter(model, adapter)
     return model
 
 
 def averaged_adapter(trainer: Trainer) -> Adapter | None:
-    """A float32 copy of the adapter that is trained, with the averaged factors; None where the weights are trained."""
+    """A float32 copy of the adapter that is trained, with the averaged factors; None where the weights are trained.
+
+    Of several processes all have it; all must call it.
+    """
     if trainer.model.adapter is None:
         return None
-    adapter = copy.deepcopy(trainer.model.adapter).requires_grad_(False).eval().float()
-    prefix = "adapter."
-    average = {n.removeprefix(prefix): t for n, t in trainer.averaged_weights().items() if n.startswith(prefix)}
-    for name, parameter in adapter.named_parameters():
-        parameter.copy_(average[name])
+    adapter = copy.deepcopy(trainer.model.adapter).eval()
+    for name, average in trainer.averaged_weights().items():
+        if name.startswith(_ADAPTER):
+            module, _, leaf = name.removeprefix(_ADAPTER).rpartition(".")
+            whole = trainer.layout.gather(name, average)
+            setattr(adapter.get_submodule(module), leaf, nn.Parameter(whole.clone(), requires_grad=False))
     return adapter
 
 
 def export(trainer: Trainer, recipe: Recipe, folder: Path | None = None) -> Path:
     """Write the averaged weights with tokenizer, template and generation defaults; returns the folder.
 
-    Where an adapter is trained, it alone is written.
+    Where an adapter is trained, it alone is written. Of several processes the first writes; all must call it.
 
     Args:
         folder: where; None is `model`, or `adapter`, in the run's folder.
@@ -125,10 +150,18 @@ def export(trainer: Trainer, recipe: Recipe, folder: Path | None = None) -> Path
     if adapter is not None and recipe.lora is not None:
         base = recipe.start.model if isinstance(recipe.start, FromCheckpoint) else None
         target = folder or trainer.folder / ADAPTER_FOLDER
-        save_adapter(adapter, target, trainer.model.config, recipe.lora, base)
+        if trainer.ranks.is_first:
+            save_adapter(adapter, target, trainer.model.config, recipe.lora, base)
         return target
     target = folder or trainer.folder / MODEL_FOLDER
-    save_model(averaged_model(trainer), target)
+    model = averaged_model(trainer)
+    if model is not None:
+        _write_model(model, recipe, target)
+    return target
+
+
+def _write_model(model: Transformer, recipe: Recipe, target: Path) -> None:
+    save_model(model, target)
     write_generation_config(target, dict(recipe.generation))
     if recipe.write_text_files is not None:
         recipe.write_text_files(target)
@@ -137,4 +170,3 @@ def export(trainer: Trainer, recipe: Recipe, folder: Path | None = None) -> Path
         for name in TOKENIZER_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, target / name)
-    return target

@@ -1,15 +1,15 @@
 """The training loop: draw a batch, two passes, one optimizer step; log, validate, checkpoint, resume."""
 
-import contextlib
 import ctypes
 import functools
 import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,10 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from presswork.errors import CheckpointError, ConfigError, TrainingError
 from presswork.models.transformer import Transformer
+from presswork.ops.moe import mix_experts_dense
 from presswork.training.attention import PLAIN_ATTENTION, AttentionFunctions
-from presswork.training.checkpoint import load_state, save_state
+from presswork.training.checkpoint import load_state, remove_parts, save_state
 from presswork.training.config import TrainConfig
-from presswork.training.loss import Batch, Losses, batch_losses
+from presswork.training.distributed import ALONE, Ranks
+from presswork.training.layout import Layout, OneProcess
+from presswork.training.loss import Batch, Losses
 from presswork.training.metrics import MetricsLog
 from presswork.training.optim import MasterOptimizer, learning_rate
 
@@ -90,6 +93,7 @@ class Trainer:
 
     Args:
         validation: batches whose losses under the averaged weights are looked at now and then.
+        ranks: the processes of the run; every one makes its own trainer, of the same model, source and config.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Trainer:
         config: TrainConfig,
         folder: Path,
         validation: Sequence[Batch] = (),
+        ranks: Ranks = ALONE,
     ):
         if config.patience and not validation:
             raise ConfigError(
@@ -107,16 +112,18 @@ class Trainer:
         if not any(p.requires_grad for p in model.parameters()):
             model.requires_grad_(True)
         self.config, self.folder, self._source, self._validation = config, folder, source, validation
+        self.layout = _lay_out(model, config, source, validation, ranks)
         # Before the model is rounded, so that the masters are not.
-        self.optimizer = MasterOptimizer(model, config.optimizer, config.num_steps, config.ema_decay)
-        self.model = model.to(getattr(torch, config.dtype)).train()
+        self.optimizer = MasterOptimizer(model, config.optimizer, config.num_steps, config.ema_decay, self.layout)
+        self.layout.to(getattr(torch, config.dtype))
+        self.model = model.train()
         self._best: dict[str, Tensor] = {}
         self._progress = _Progress()
         self._is_asked_to_stop = False
-        self._attend = _prepare(self.model, config.compile)
+        self._attend = _prepare(self.model, config)
         if config.recompute:
             recompute_layers(self.model)
-        state = load_state(folder)
+        state = self._load()
         if state is not None:
             self.optimizer.restore(state["optimizer"])
             if isinstance(source, CarryingSource):
@@ -124,6 +131,10 @@ class Trainer:
             self._progress = _Progress(**state["progress"])
             self._best = state["best"]
             logger.info("resumed %s at step %d", folder, self.next_step)
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.layout.ranks
 
     @property
     def next_step(self) -> int:
@@ -135,7 +146,10 @@ class Trainer:
         return self._progress.is_stopped or self.next_step >= self.config.num_steps
 
     def ask_to_stop(self) -> None:
-        """Let `run` end after the step it is in, with its state written; safe to call from a signal handler."""
+        """Let `run` end after the step it is in, with its state written; safe to call from a signal handler.
+
+        Of several processes all end after the same step.
+        """
         self._is_asked_to_stop = True
 
     def run(self, *, until: int | None = None) -> Iterator[StepReport]:
@@ -149,8 +163,12 @@ class Trainer:
         last = self.config.num_steps if until is None else min(until, self.config.num_steps)
         progress, started, before = self._progress, time.perf_counter(), self._progress.elapsed_s
         num_canvases, num_tokens, mark = 0, 0, time.perf_counter()
-        with MetricsLog(self.folder, first_step=progress.next_step) as metrics:
-            while progress.next_step < last and not progress.is_stopped and not self._is_asked_to_stop:
+        is_asked = False
+        with self._metrics() as metrics:
+            while progress.next_step < last and not progress.is_stopped:
+                is_asked = self.ranks.any(self._is_asked_to_stop)
+                if is_asked:
+                    break
                 step = progress.next_step
                 losses, norm, counted = self._step(step)
                 num_canvases, num_tokens = num_canvases + counted[0], num_tokens + counted[1]
@@ -162,11 +180,16 @@ class Trainer:
                 if progress.next_step % self.config.log_every == 0 or is_last:
                     spent = time.perf_counter() - mark
                     report = self._report(step, losses, norm, num_canvases / spent, num_tokens / spent)
-                    metrics.write(step, asdict(report))
+                    if metrics is not None:
+                        metrics.write(step, asdict(report))
                     yield report
                     num_canvases, num_tokens, mark = 0, 0, time.perf_counter()
-            if self._is_asked_to_stop:
+            if is_asked:
                 self.save()
+
+    def _metrics(self) -> AbstractContextManager[MetricsLog | None]:
+        """The run's figures, which the first process writes."""
+        return MetricsLog(self.folder, first_step=self.next_step) if self.ranks.is_first else nullcontext()
 
     def _step(self, step: int) -> tuple[Losses, float, tuple[int, int]]:
         """(losses of the last batch, gradient norm, (canvases, tokens))."""
@@ -174,10 +197,10 @@ class Trainer:
         for i in range(count):
             number = step * count + i
             batch = self._source(number)
-            with _seeded_dropout(self.model, number):
-                losses = batch_losses(
-                    self.model, batch, encoder_weight=self.config.encoder_weight,
-                    balance_weight=self.config.balance_weight, attend=self._attend,
+            with _seeded_dropout(self.model, number * self.ranks.num + self.ranks.rank):
+                losses = self.layout.losses(
+                    batch, encoder_weight=self.config.encoder_weight, balance_weight=self.config.balance_weight,
+                    attend=self._attend,
                 )  # fmt: skip
                 if not torch.isfinite(losses.total):
                     raise self._failure("loss", step, batch)
@@ -195,7 +218,7 @@ class Trainer:
         """The error of a step that cannot be taken; its batch is written down where that is possible."""
         folder = self.folder / "failed"
         try:
-            save_state(folder, {"step": step, "batch": asdict(batch)})
+            self.ranks.first_does(lambda: save_state(folder, {"step": step, "batch": asdict(batch)}))
             where = f"its batch is in {folder}"
         except CheckpointError as error:
             where = f"its batch is lost: {error}"
@@ -220,7 +243,7 @@ class Trainer:
         self.model.eval()
         try:
             with self.optimizer.averaged():
-                found = [batch_losses(self.model, batch, attend=self._attend) for batch in self._validation]
+                found = [self.layout.losses(batch, attend=self._attend) for batch in self._validation]
         finally:
             self.model.train()
         parts = ([float(losses.diffusion) for losses in found], [float(losses.encoder) for losses in found])
@@ -249,19 +272,35 @@ class Trainer:
         state = {"optimizer": self.optimizer.state(), "progress": asdict(self._progress), "best": self._best}
         if isinstance(self._source, CarryingSource):
             state["source"] = self._source.state()
-        save_state(self.folder, state)
+        if isinstance(self.layout, OneProcess):
+            save_state(self.folder, state)
+            remove_parts(self.folder)
+        else:
+            from presswork.training.sharded_state import save_parts
+
+            save_parts(self.folder, state, self.layout)  # type: ignore[arg-type]
+
+    def _load(self) -> dict[str, Any] | None:
+        """The state in the folder, of this process's parts, whichever number of processes wrote it."""
+        is_alone = isinstance(self.layout, OneProcess)
+        state = load_state(self.folder, is_mapped=not is_alone)
+        if state is None or (is_alone and "parts" not in state):
+            return state
+        from presswork.training.sharded_state import load_parts
+
+        return load_parts(self.folder, state, self.layout)
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        """The moving average of the master weights, by parameter name, float32.
+        """The moving average of the master weights, by parameter name, float32; of several processes, this one's parts.
 
         With patience it is the one whose validation loss was lowest.
         """
         return self._best or self.optimizer.average
 
 
-@contextlib.contextmanager
+@contextmanager
 def _seeded_dropout(model: Transformer, number: int) -> Iterator[None]:
-    """Make what an adapter drops a function of the batch's number, and leave the process's generator as it was."""
+    """Make what an adapter drops a function of a number, and leave the process's generator as it was."""
     if model.adapter is None:
         yield
         return
@@ -270,13 +309,45 @@ def _seeded_dropout(model: Transformer, number: int) -> Iterator[None]:
         yield
 
 
-def _prepare(model: Transformer, compile_passes: bool) -> AttentionFunctions:
+def _lay_out(
+    model: Transformer, config: TrainConfig, source: BatchSource, validation: Sequence[Batch], ranks: Ranks
+) -> Layout:
+    """Where the model's parameters lie. Mutates the model, of which several processes keep parts.
+
+    Raises:
+        ConfigError: what is wanted cannot be done by this number of processes.
+        DataError: a batch has fewer examples than there are processes.
+    """
+    shared, num_experts = config.expert_parallel, model.config.num_experts
+    if ranks.num % shared or num_experts % shared:
+        raise ConfigError(
+            f"expert_parallel is {shared}; it must divide the number of processes, {ranks.num}, and of experts, "
+            f"{num_experts}"
+        )
+    if ranks.num == 1:
+        return OneProcess(model)
+    if shared > 1 and model.adapter is not None:
+        raise ConfigError(f"an adapter is trained with whole experts: expert_parallel must be 1, got {shared}")
+    if config.compile:
+        raise ConfigError(f"compile works in one process, got {ranks.num}; set train.compile=false")
+    if isinstance(source, CarryingSource):
+        raise ConfigError(
+            f"{type(source).__name__} carries canvases from step to step, which works in one process, got {ranks.num}"
+        )
+    from presswork.training.sharding import Sharded, check_size
+
+    for batch in (source(0), *validation):
+        check_size(batch, ranks.num)
+    return Sharded(model, ranks, shared)
+
+
+def _prepare(model: Transformer, config: TrainConfig) -> AttentionFunctions:
     """Set the model up for training speed; returns the attention to use."""
     _keep_freed_memory()
-    if model.config.num_experts <= _MAX_DENSE_EXPERTS:
+    if model.config.num_experts <= _MAX_DENSE_EXPERTS and config.expert_parallel == 1:
         for layer in model.decoder.layers:
-            layer.experts.dense = True  # type: ignore[union-attr]
-    if not compile_passes:
+            layer.experts.mix = mix_experts_dense  # type: ignore[union-attr]
+    if not config.compile:
         return PLAIN_ATTENTION
     import torch._dynamo
 

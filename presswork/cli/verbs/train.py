@@ -1,5 +1,6 @@
 """`presswork train`."""
 
+import logging
 import signal
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from presswork.errors import PressworkError
 
 if TYPE_CHECKING:
     from presswork.text.tokenizer import Tokenizer
+    from presswork.training.distributed import Ranks
     from presswork.training.recipe import Recipe
     from presswork.training.trainer import StepReport, Trainer
 
@@ -45,30 +47,50 @@ def train(
       presswork train recipes/molecules.py --out runs/quick --set train.num_steps=200 --set data.free_share=0.5
       presswork train recipes/molecules.py --dry-run
     """
+    from presswork.settings import Launch
+    from presswork.training.distributed import joined
     from presswork.training.recipe import load_recipe, override
+
+    with joined(Launch.from_env()) as ranks:
+        if not ranks.is_first:
+            # What one process says of data and weights need not be said by each.
+            logging.disable(logging.WARNING)
+        wanted: Recipe = override(load_recipe(recipe), settings or [])
+        if ranks.is_first:
+            _show_recipe(wanted)
+        if dry_run:
+            if ranks.is_first:
+                _show_batch(wanted)
+            return
+        is_done = _train(wanted, out or Path("runs") / recipe.stem, ranks, as_json)
+    if not is_done:
+        raise typer.Exit(130)
+
+
+def _train(recipe: "Recipe", folder: Path, ranks: "Ranks", as_json: bool) -> bool:
+    """Open the run, train, export; returns whether it came to its end. Of several processes the first speaks."""
     from presswork.training.run import export, open_run
 
-    wanted: Recipe = override(load_recipe(recipe), settings or [])
-    folder = out or Path("runs") / recipe.stem
-    _show_recipe(wanted)
-    if dry_run:
-        _show_batch(wanted)
-        return
-    trainer = open_run(wanted, folder)
-    num_parameters = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    say = note if ranks.is_first else _keep_quiet
+    trainer = open_run(recipe, folder, ranks)
+    num_parameters = sum(
+        trainer.layout.shape(n).numel() for n, p in trainer.model.named_parameters() if p.requires_grad
+    )
     at = f", going on at step {trainer.next_step}" if trainer.next_step else ""
-    note(f"training {format_count(num_parameters)} parameters in {folder}{at}")
-    last = _run(trainer, wanted)
+    among = f" on {ranks.num} processes" if ranks.num > 1 else ""
+    say(f"training {format_count(num_parameters)} parameters in {folder}{among}{at}")
+    last = _run(trainer, recipe) if ranks.is_first else _follow(trainer, recipe)
     if not trainer.is_done:
-        note(f"stopped after step {trainer.next_step}; run the same command again to go on")
-        raise typer.Exit(130)
-    target = export(trainer, wanted)
-    kind = "model" if wanted.lora is None else "adapter"
-    note(f"wrote {target}; try: presswork run --{kind} {target}" + _beside(wanted))
-    if as_json:
+        say(f"stopped after step {trainer.next_step}; run the same command again to go on")
+        return False
+    target = export(trainer, recipe)
+    kind = "model" if recipe.lora is None else "adapter"
+    say(f"wrote {target}; try: presswork run --{kind} {target}" + _beside(recipe))
+    if as_json and ranks.is_first:
         from dataclasses import asdict
 
         print_json({"folder": str(folder), kind: str(target), "last": None if last is None else asdict(last)})
+    return True
 
 
 def _beside(recipe: "Recipe") -> str:
@@ -78,6 +100,26 @@ def _beside(recipe: "Recipe") -> str:
     if recipe.lora is None or not isinstance(recipe.start, FromCheckpoint):
         return ""
     return f" --model {recipe.start.model}"
+
+
+def _keep_quiet(message: str) -> None:
+    """What the processes beside the first say."""
+
+
+def _follow(trainer: "Trainer", recipe: "Recipe") -> None:
+    """Train as one of the processes beside the first, which shows and evaluates."""
+    from presswork.training.run import averaged_model
+
+    with _stops_cleanly(trainer):
+        for report in trainer.run():
+            if _is_evaluated(recipe, report):
+                # The first process gathers its model from all.
+                averaged_model(trainer)
+
+
+def _is_evaluated(recipe: "Recipe", report: "StepReport") -> bool:
+    every = recipe.evaluate_every
+    return recipe.evaluate is not None and every > 0 and (report.step + 1) % every == 0
 
 
 def _run(trainer: "Trainer", recipe: "Recipe") -> "StepReport | None":
@@ -91,9 +133,10 @@ def _run(trainer: "Trainer", recipe: "Recipe") -> "StepReport | None":
             try:
                 show(last)
             except BrokenPipeError:
-                trainer.save()
+                if trainer.ranks.num == 1:
+                    trainer.save()
                 raise
-            if recipe.evaluate is not None and recipe.evaluate_every and (last.step + 1) % recipe.evaluate_every == 0:
+            if _is_evaluated(recipe, last):
                 try:
                     figures = _evaluate(trainer, recipe)
                 except PressworkError as error:
@@ -109,19 +152,31 @@ def _evaluate(trainer: "Trainer", recipe: "Recipe") -> dict[str, float]:
     from presswork.engine.engine import Engine
     from presswork.training.run import averaged_model
 
-    assert recipe.evaluate is not None
+    model = averaged_model(trainer)
+    assert recipe.evaluate is not None and model is not None
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = _tokenizer(recipe, Path(scratch))
-        engine = Engine(averaged_model(trainer), tokenizer=tokenizer, generation_config=dict(recipe.generation))
+        engine = Engine(model, tokenizer=tokenizer, generation_config=dict(recipe.generation))
         return dict(recipe.evaluate(engine))
 
 
 @contextmanager
 def _stops_cleanly(trainer: "Trainer") -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after its step, with the state written; a second Ctrl-C ends it at once."""
+    """Ctrl-C and SIGTERM end the run after its step, with the state written; a second Ctrl-C ends it at once.
+
+    Not so under torchrun: it hands on the Ctrl-C that the processes had already, and itself ends those that linger.
+    """
+    ranks, has_asked = trainer.ranks, False
 
     def ask(number: int, frame: Any) -> None:
+        nonlocal has_asked
         trainer.ask_to_stop()
+        if ranks.num > 1:
+            if ranks.is_first and not has_asked:
+                with suppress(OSError, RuntimeError):
+                    note("stopping after this step")
+            has_asked = True
+            return
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # Whoever read our output may be gone, or be in the middle of it.
         with suppress(OSError, RuntimeError):

@@ -32,10 +32,11 @@ def mix_adapted_experts(
     counts = torch.bincount(experts.flatten(), minlength=gate_up.shape[0]).tolist()
     parts = []
     for expert, x in enumerate(h[order // top_k].split(counts)):
-        if counts[expert]:
+        # No rows at all still give every factor its gradient, of zero: processes that add theirs up wait for it.
+        if counts[expert] or not num_rows:
             wide = _product(x, gate_up, gate_up_factors, expert)
             parts.append(_product(gated_gelu(wide), down, down_factors, expert))
-    results = torch.cat(parts)[order.argsort()].view(num_rows, top_k, -1)
+    results = torch.cat(parts)[order.argsort()].view(num_rows, top_k, h.shape[1])
     return (results.float() * weights[:, :, None]).sum(1).to(h.dtype)
 
 

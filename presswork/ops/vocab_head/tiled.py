@@ -300,8 +300,10 @@ class _Sweep:
             return sample
         uniform = self.query.uniform.double().contiguous().numpy()
         step = self.rows if submit is run_now else -(-self.rows // LAG)
+        # Unlike `.numpy()` this leaves the memory resizable, which FSDP asks of its parameters.
+        embedding = np.from_dlpack(self.embedding.view(_BITS[self.embedding.dtype]))
         shared = (
-            _bits(self.hidden), _bits(self.embedding), self.inverse_cap, self.scale, *self.edits, *self.cuts,
+            _bits(self.hidden), embedding, self.inverse_cap, self.scale, *self.edits, *self.cuts,
             uniform, self.tile_cells, self.tile_tops, self.tile_masses, self.cells, self.top, self.mass, sample,
         )  # fmt: skip
         starts = range(0, self.rows, step) if self.rows else ()
