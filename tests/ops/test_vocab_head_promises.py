@@ -202,3 +202,10 @@ def test_an_implementation_that_cannot_serve_is_refused() -> None:
         read_vocab(hidden, embedding, impl="fast", **ask(3, 64))  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="hidden and embedding"):
         read_vocab(hidden[:, :5], embedding, **ask(3, 64))
+
+
+def test_the_memory_of_a_head_that_was_sampled_from_can_still_be_resized() -> None:
+    hidden, head = torch.randn(3, 16), torch.randn(64, 16)
+    uniform = torch.rand(3, dtype=torch.float64)
+    read_vocab(hidden, head, softcap=None, temperature=torch.ones(3), uniform=uniform, impl="tiled")
+    head.untyped_storage().resize_(0)
