@@ -51,7 +51,9 @@ class TrainConfig:
     Args:
         num_steps: optimizer steps in total; the schedule ends there.
         optimizer: how weights move.
-        encoder_weight: weight of the causal loss beside the canvas loss.
+        encoder_weight: weight of the causal loss.
+        diffusion_weight: weight of the canvas loss; 0 trains the causal mode alone, and the finished model is saved as
+            an autoregressive one.
         balance_weight: weight of the router's load-balancing loss; from scratch about 0.01, for fine-tuning 0.
         recompute: layers are computed again in the backward pass instead of keeping what they computed: about a third
             more arithmetic for a fraction of the memory.
@@ -69,6 +71,7 @@ class TrainConfig:
     num_steps: int
     optimizer: OptimizerConfig
     encoder_weight: float = 1.0
+    diffusion_weight: float = 1.0
     balance_weight: float = 0.0
     recompute: bool = False
     accumulate: int = 1
@@ -83,7 +86,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.num_steps > 0, f"num_steps must be positive, got {self.num_steps}")
-        for name in ("encoder_weight", "balance_weight"):
+        for name in ("encoder_weight", "diffusion_weight", "balance_weight"):
             value = getattr(self, name)
             require(0 <= value < float("inf"), f"{name} must be finite and not negative, got {value}")
         require(self.dtype in ("bfloat16", "float32"), f"dtype must be bfloat16 or float32, got {self.dtype!r}")

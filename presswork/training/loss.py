@@ -69,7 +69,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """total = diffusion + encoder_weight * encoder + balance_weight * balance; the first two are nats per token.
+    """total is the weighted sum of diffusion, encoder and balance; the first two are nats per token.
 
     `balance` is 1 where every expert gets as many rows as any other, and 0 where it was not asked for. `hidden` is the
     canvas pass's final state, detached, for batch sources that learn from it.
@@ -122,6 +122,7 @@ def batch_losses(
     batch: Batch,
     *,
     encoder_weight: float = 1.0,
+    diffusion_weight: float = 1.0,
     balance_weight: float = 0.0,
     attend: AttentionFunctions = PLAIN_ATTENTION,
     whole: Whole | None = None,
@@ -132,6 +133,7 @@ def batch_losses(
     for canvases that use it, without gradient.
 
     Args:
+        diffusion_weight: at 0 there is no canvas pass, and its loss is told as 0.
         whole: the batch that this one is a share of; None: it is a whole one. Losses are those of the whole batch, and
             the gradients of the processes add up to its gradient.
     Source: DiffusionGemma's fine-tuning code; see docs/training.md.
@@ -142,14 +144,17 @@ def batch_losses(
     hidden, kept = encode(model, batch.ids, attend, batch.origins, loads[0])
     encoder = _cross_entropy(model, hidden, batch.targets.flatten())[0]
     encoder = whole.add(encoder * (_is_counted(batch.targets).sum() / whole.num_targets.clamp(min=1)))
-    belief, xt = _first_pass(model, batch, kept, attend, whole.has_first_pass)
-    canvas = decode(model, xt, batch.examples, batch.starts, kept, belief, attend, batch.canvas_origins, loads[1])
-    diffusion, right = _cross_entropy(model, canvas, batch.x0.flatten())
-    diffusion = whole.add(diffusion * (batch.x0.numel() / whole.num_canvas_tokens))
-    balances = [watched.loss() for watched in loads if watched is not None]
+    diffusion, canvas, right = encoder.new_zeros(()), hidden[:0], batch.x0.new_zeros(())
+    if diffusion_weight:
+        belief, xt = _first_pass(model, batch, kept, attend, whole.has_first_pass)
+        canvas = decode(model, xt, batch.examples, batch.starts, kept, belief, attend, batch.canvas_origins, loads[1])
+        diffusion, right = _cross_entropy(model, canvas, batch.x0.flatten())
+        diffusion = whole.add(diffusion * (batch.x0.numel() / whole.num_canvas_tokens))
+    watched = loads if diffusion_weight else loads[:1]
+    balances = [load.loss() for load in watched if load is not None]
     balance = torch.stack(balances).mean() if balances else diffusion.new_zeros(())
     return Losses(
-        total=diffusion + encoder_weight * encoder + balance_weight * balance,
+        total=diffusion_weight * diffusion + encoder_weight * encoder + balance_weight * balance,
         diffusion=diffusion.detach(),
         encoder=encoder.detach(),
         balance=balance.detach(),

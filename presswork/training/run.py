@@ -161,8 +161,12 @@ def export(trainer: Trainer, recipe: Recipe, folder: Path | None = None) -> Path
 
 
 def _write_model(model: Transformer, recipe: Recipe, target: Path) -> None:
-    save_model(model, target)
-    write_generation_config(target, dict(recipe.generation))
+    if recipe.train.diffusion_weight:
+        save_model(model, target)
+        write_generation_config(target, dict(recipe.generation))
+    else:
+        tokens = {name: value for name, value in recipe.generation.items() if name.endswith("_token_id")}
+        save_model(model, target, layout="autoregressive", generation_config=tokens)
     if recipe.write_text_files is not None:
         recipe.write_text_files(target)
     elif isinstance(recipe.start, FromCheckpoint):

@@ -111,6 +111,9 @@ class Trainer:
             )
         if not any(p.requires_grad for p in model.parameters()):
             model.requires_grad_(True)
+        if not config.diffusion_weight:
+            # Without a gradient it would only decay.
+            model.self_conditioning.requires_grad_(False)
         self.config, self.folder, self._source, self._validation = config, folder, source, validation
         self.layout = _lay_out(model, config, source, validation, ranks)
         # Before the model is rounded, so that the masters are not.
@@ -199,8 +202,8 @@ class Trainer:
             batch = self._source(number)
             with _seeded_dropout(self.model, number * self.ranks.num + self.ranks.rank):
                 losses = self.layout.losses(
-                    batch, encoder_weight=self.config.encoder_weight, balance_weight=self.config.balance_weight,
-                    attend=self._attend,
+                    batch, encoder_weight=self.config.encoder_weight, diffusion_weight=self.config.diffusion_weight,
+                    balance_weight=self.config.balance_weight, attend=self._attend,
                 )  # fmt: skip
                 if not torch.isfinite(losses.total):
                     raise self._failure("loss", step, batch)
@@ -230,7 +233,7 @@ class Trainer:
         if not self._validation or not config.validate_every or (step + 1) % config.validate_every:
             return
         progress.validation = self.validate()
-        total = progress.validation[0] + config.encoder_weight * progress.validation[1]
+        total = config.diffusion_weight * progress.validation[0] + config.encoder_weight * progress.validation[1]
         if config.patience and total < progress.best_loss:
             self._best = {name: tensor.clone() for name, tensor in self.optimizer.average.items()}
         progress.num_worse = 0 if total < progress.best_loss else progress.num_worse + 1
@@ -243,7 +246,11 @@ class Trainer:
         self.model.eval()
         try:
             with self.optimizer.averaged():
-                found = [self.layout.losses(batch, attend=self._attend) for batch in self._validation]
+                weight = self.config.diffusion_weight
+                found = [
+                    self.layout.losses(batch, diffusion_weight=weight, attend=self._attend)
+                    for batch in self._validation
+                ]
         finally:
             self.model.train()
         parts = ([float(losses.diffusion) for losses in found], [float(losses.encoder) for losses in found])

@@ -206,12 +206,21 @@ def _rope(text: Section, layer_type: str, is_used: bool) -> RopeConfig:
     )
 
 
-def write_config(config: ModelConfig, folder: str | Path, dtype: "torch.dtype") -> None:
+def write_config(config: ModelConfig, folder: str | Path, dtype: "torch.dtype", layout: Layout = "diffusion") -> None:
     """Write config.json in the released file's form, so that transformers loads the folder too.
 
     Args:
         dtype: storage dtype of the weights beside it.
+        layout: an autoregressive folder's file does not say the canvas's length.
     """
+    if layout == "autoregressive":
+        content = {
+            **_text_config(config), "model_type": "gemma4_text", "architectures": ["Gemma4ForCausalLM"],
+            "dtype": str(dtype).removeprefix("torch."), "enable_moe_block": True, "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0, "attention_k_eq_v": True,
+        }  # fmt: skip
+        write_json(Path(folder) / CONFIG_FILE, content)
+        return
     content = {
         "architectures": ["DiffusionGemmaForBlockDiffusion"],
         "model_type": "diffusion_gemma",

@@ -150,6 +150,16 @@ def module_modes(module: str) -> tuple[tuple[Mode, ...], str]:
     return (), module
 
 
+def autoregressive_name(name: str) -> str | None:
+    """A canonical tensor's name in an autoregressive text model's file, whose layer scalars are the encoder's.
+
+    None for what such a file does not hold.
+    """
+    relative = name.removeprefix(DECODER).removeprefix(ENCODER)
+    is_canvas_only = relative.startswith("self_conditioning.") or (name.startswith(DECODER) and "layer_scalar" in name)
+    return None if is_canvas_only else AUTOREGRESSIVE_TEXT_ONLY + relative
+
+
 def is_skipped(name: str) -> bool:
     """Whether a file tensor belongs to a part we do not have (images, sound) and is never read."""
     prefixes = VISION_PREFIXES + AUTOREGRESSIVE_VISION_PREFIXES + AUTOREGRESSIVE_AUDIO_PREFIXES

@@ -10,12 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from presswork.config import require
 from presswork.errors import CheckpointError
 from presswork.models.transformer import Transformer
 from presswork.weights.config_files import write_config, write_generation_config
 from presswork.weights.files import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, one_line, write_json
 from presswork.weights.load import is_finite
-from presswork.weights.names import checkpoint_places
+from presswork.weights.names import Layout, autoregressive_name, checkpoint_places
 
 _SHARD_FILE = "model-{number:05d}-of-{total:05d}.safetensors"
 _ANY_SHARD = "model-*-of-*.safetensors"
@@ -24,6 +25,7 @@ _ANY_SHARD = "model-*-of-*.safetensors"
 def save_model(
     model: Transformer, folder: str | Path, *, max_shard_bytes: float = 5e9,
     generation_config: Mapping[str, Any] | None = None, extra: Sequence[str | Path] = (),
+    layout: Layout = "diffusion",
 ) -> None:  # fmt: skip
     """Write config.json and the weights under their upstream names, beside whatever else the folder holds.
 
@@ -34,12 +36,13 @@ def save_model(
         max_shard_bytes: weights beyond this are split over several files; a larger tensor has a file of its own.
         generation_config: sampling defaults to write too, fields of GENERATION_FIELDS.
         extra: files to copy beside the weights, such as the tokenizer's.
+        layout: "autoregressive" keeps what the causal mode needs, as transformers' Gemma4ForCausalLM has it.
     Raises:
         CheckpointError: a weight is NaN or infinite, an extra file is missing, or the folder cannot be written.
-        ConfigError: an unknown field in generation_config.
+        ConfigError: an unknown field in generation_config, or an untied model as an autoregressive one.
     """
     folder = Path(folder)
-    tensors = dict(_tensors(model))
+    tensors = dict(_tensors(model, layout))
     for name, tensor in tensors.items():
         if not is_finite(tensor):
             raise CheckpointError(f"not saved to {folder}: {name} holds NaN or infinity; the files there are unchanged")
@@ -50,7 +53,7 @@ def save_model(
         for path in extra:
             shutil.copyfile(path, staged / Path(path).name)
         _write_weights(tensors, staged, max_shard_bytes)
-        write_config(model.config, staged, model.dtype)
+        write_config(model.config, staged, model.dtype, layout)
         if generation_config is not None:
             write_generation_config(staged, generation_config)
         _settle(staged)
@@ -63,10 +66,16 @@ def save_model(
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: Transformer, layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    if layout == "autoregressive":
+        require(
+            model.own_encoder is None, "an untied model has two stacks and cannot be saved as an autoregressive one"
+        )
     state = model.state_dict()
     for name, place in checkpoint_places(model.config).items():
-        yield name, state[place.parameter][place.start : place.stop]
+        written = name if layout == "diffusion" else autoregressive_name(name)
+        if written is not None:
+            yield written, state[place.parameter][place.start : place.stop]
 
 
 def _write_weights(tensors: dict[str, Tensor], folder: Path, max_shard_bytes: float) -> None:

@@ -76,6 +76,20 @@ def test_the_batch_loss_equals_the_loss_written_out(model, chosen: list[int]) ->
             torch.testing.assert_close(grads[name], parameter.grad, rtol=2e-3, atol=2e-5, msg=name)
 
 
+def test_without_the_canvas_loss_only_the_causal_mode_is_trained(model) -> None:
+    """No canvas pass, no gradient for what only canvases use, and the same causal loss and gradient."""
+    alone = batch_losses(model, batch(), diffusion_weight=0.0, balance_weight=0.5)
+    both = batch_losses(model, batch())
+    assert float(alone.diffusion) == 0 and alone.hidden.shape == (0, 16) and float(alone.balance) > 0
+    torch.testing.assert_close(alone.encoder, both.encoder, rtol=0, atol=0)
+    torch.testing.assert_close(alone.total, alone.encoder + 0.5 * alone.balance)
+    alone.total.backward()
+    assert all(p.grad is None for p in model.self_conditioning.parameters())
+    assert model.decoder.embedding.grad is not None
+    doubled = batch_losses(model, batch(), diffusion_weight=2.0)
+    torch.testing.assert_close(doubled.total, 2 * both.diffusion + both.encoder)
+
+
 def test_accuracy_counts_canvas_positions(model) -> None:
     given = batch(self_conditioned=torch.tensor([], dtype=torch.int64))
     argmax = softcapped(batch_losses(model, given).hidden, model).argmax(-1).view(3, CANVAS)

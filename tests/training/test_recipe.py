@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from presswork.engine.loader import load
 from presswork.errors import ConfigError
 from presswork.training.metrics import MetricsLog, read_metrics
 from presswork.training.recipe import FromCheckpoint, as_json, describe, load_recipe, override
 from presswork.training.run import averaged_model, export, open_run
+from presswork.weights.config_files import read_layout
+from presswork.weights.convert import convert
 from presswork.weights.load import load_model
 
 FILE = Path(__file__).with_name("recipe_for_tests.py")
@@ -152,3 +155,18 @@ def test_tensorboard_reads_the_same_curves(tmp_path: Path) -> None:
     assert [event.step for event in curve] == [0, 1, 2, 3]
     assert [event.value for event in curve] == pytest.approx([report.diffusion for report in reports])
     assert len(events.Scalars("validation_diffusion")) == 3
+
+
+def test_a_causal_run_leaves_an_autoregressive_model_that_converts(tmp_path: Path) -> None:
+    """Only the causal mode is trained; the result starts a diffusion model whose belief is silent."""
+    wanted = override(load_recipe(FILE), ["train.diffusion_weight=0"])
+    trainer = open_run(wanted, tmp_path / "run")
+    reports = list(trainer.run())
+    assert all(report.diffusion == 0 and report.validation_diffusion in (0, None) for report in reports)
+    assert not any(name.startswith("self_conditioning") for name in trainer.optimizer.masters)
+    folder = export(trainer, wanted)
+    assert read_layout(folder) == "autoregressive" and load(folder).defaults.mode == "ar"
+    convert(folder, tmp_path / "start", canvas_length=8)
+    start = FromCheckpoint(model=str(tmp_path / "start")).build()
+    assert not start.self_conditioning.mlp.down.any()
+    assert torch.equal(start.decoder.norm, averaged_model(trainer).decoder.norm)  # type: ignore[union-attr]

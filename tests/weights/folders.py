@@ -61,7 +61,7 @@ def assert_same_weights(ours: Transformer, theirs: Transformer) -> None:
 
 
 def write_autoregressive(folder: Path, model: Transformer) -> Path:
-    """A model's decoder weights as a folder of the autoregressive family of the same architecture."""
+    """A model's decoder weights as a folder of the autoregressive family of the same architecture, images and all."""
     folder.mkdir(exist_ok=True)
     tensors = {
         "model." + name.removeprefix(DECODER): tensor

@@ -1,6 +1,7 @@
 """Folders travel both ways between this package and transformers without changing what the model says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from presswork.cache.contiguous import SequenceCache
 from presswork.config import LayerConfig, ModelConfig, RopeConfig
 from presswork.models.transformer import Transformer
 from presswork.testing import fixture_config, fixture_model, fixture_value, tiny_config
-from presswork.weights.config_files import read_config, write_config, write_generation_config
+from presswork.weights.config_files import (
+    read_config,
+    read_end_ids,
+    read_layout,
+    write_config,
+    write_generation_config,
+)
 from presswork.weights.load import load_model
 from presswork.weights.save import save_model
 from tests.models.passes import canvas, capped_logits, ids, prefill, run
@@ -153,6 +160,20 @@ def test_an_autoregressive_model_becomes_the_encoder(tmp_path: Path, build: Any)
     # The same arithmetic on the weights we loaded: no rounding between the two.
     oracle = Oracle(ours)
     assert oracle.encode(tokens, oracle.new_cache()).equal(expected)
+
+
+def test_transformers_loads_what_is_saved_as_an_autoregressive_model(tmp_path: Path) -> None:
+    ours = fixture_model()
+    save_model(ours, tmp_path, layout="autoregressive", generation_config={"eos_token_id": [1, 9]})
+    theirs, report = transformers.Gemma4ForCausalLM.from_pretrained(tmp_path, output_loading_info=True, **EAGER)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    tokens = ids(13, 4)
+    expected = theirs.eval()(input_ids=tokens[None]).logits[0]
+    _assert_close(capped_logits(ours, prefill(ours, tokens)[1]), expected)
+    back = load_model(tmp_path)
+    assert back.config == replace(ours.config, canvas_length=256)
+    assert torch.equal(back.encoder_scalars, ours.encoder_scalars)
+    assert read_layout(tmp_path) == "autoregressive" and read_end_ids(tmp_path) == [1, 9]
 
 
 def test_a_fresh_decoder_ignores_the_belief(tmp_path: Path) -> None:
