@@ -15,14 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from presswork.config import LayerConfig, LayerKind, ModelConfig
-from presswork.models.adapters import (
-    AdaptedRows,
-    Adapter,
-    ExpertsAdapter,
-    LayerAdapter,
-    MLPAdapter,
-    adapted,
-)
+from presswork.models.adapters import AdaptedRows, Adapter, ExpertsAdapter, LayerAdapter, MLPAdapter, adapted
 from presswork.ops.gated_gelu import gated_mlp
 from presswork.ops.moe import mix_experts, route
 from presswork.ops.norm import join_branches, residual_norm, rms_norm

@@ -11,6 +11,11 @@ from presswork.errors import PressworkError
 ENTROPIES = torch.tensor([0.0772, 0.1865, 0.4362, 4.159, 4.159, 4.159, 4.159, 4.159])
 
 
+def test_equal_bounds_are_a_constant_temperature() -> None:
+    schedule = TemperatureSchedule(num_steps=3, t_min=0.5, t_max=0.5)
+    assert [schedule.temperature(step) for step in range(3)] == [0.5] * 3
+
+
 def test_the_released_schedule_ends_one_increment_above_t_min() -> None:
     schedule = TemperatureSchedule(num_steps=48)
     found = [schedule.temperature(step) for step in (0, 1, 47)]
@@ -86,7 +91,8 @@ def test_confident_means_strictly_below() -> None:
     ("make", "message"),
     [
         (lambda: TemperatureSchedule(num_steps=0), "max_denoising_steps must be a positive integer, got 0"),
-        (lambda: TemperatureSchedule(num_steps=4, t_min=0.8, t_max=0.8), "t_min must lie in"),
+        (lambda: TemperatureSchedule(num_steps=4, t_min=0.81, t_max=0.8), "t_min must lie in"),
+        (lambda: TemperatureSchedule(num_steps=4, t_min=0.0, t_max=0.0), "t_max must be above 0"),
         (lambda: EntropyBoundRule(0.0), "entropy_bound must be above 0"),
         (lambda: ConfidenceRule(1.5), "accept_threshold must lie in"),
         (lambda: StableAndConfidentRule(stability_threshold=-1), "stability_threshold must be an integer"),

@@ -48,6 +48,9 @@ def sudoku(
     seed: Annotated[int, typer.Option(help="Of the puzzles and of the requests.", min=0)] = 0,
     puzzles: Annotated[Path | None, typer.Option(help="Take puzzles from a file, one a line.")] = None,
     steps: Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")] = None,
+    tries: Annotated[
+        int, typer.Option(help="Canvases a puzzle may take; the rules tell whether one solves it.", min=1)
+    ] = 1,
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "both",
     model: ModelOption = "sudoku",
     device: DeviceOption = "cpu",
@@ -62,6 +65,7 @@ def sudoku(
     \b
     Examples:
       presswork eval sudoku --num 1000 --clues minimal --seed 1 --json
+      presswork eval sudoku --clues minimal --tries 8 --mode diffusion
       presswork eval sudoku --puzzles top1465.txt --mode diffusion
     """
     modes = _modes(mode)
@@ -83,7 +87,7 @@ def sudoku(
 
         report = evaluate_puzzles(
             engine, grids, solutions, seed, with_diffusion=mode != "ar", with_ar=mode != "diffusion",
-            on_progress=on_progress, **sampling,
+            tries=tries, on_progress=on_progress, **sampling,
         )  # fmt: skip
     source = {"clues": str(wanted)} if puzzles is None else {"puzzles": str(puzzles)}
     report = {"model": model, **source, **report}
