@@ -46,7 +46,7 @@ class CarriedCanvases:
     def belief(self, chosen: Int[Tensor, "U"], embedding: Float[Tensor, "V D"]) -> Float[Tensor, "U L D"]:
         """Soft embeddings of the chosen walks under the model's present embedding; zero in a first step."""
         with torch.no_grad():
-            return self.probabilities[chosen].to(embedding.dtype) @ embedding[self._alphabet]
+            return self.probabilities[chosen].to(embedding.dtype) @ embedding[self._alphabet].cpu()
 
     @torch.no_grad()
     def advance(
@@ -66,20 +66,23 @@ class CarriedCanvases:
         """
         num, length = x0.shape
         steps = self.steps[chosen]
+        uniform = torch.rand(num * length, generator=generator, dtype=torch.float64)
         reading = read_vocab(
             hidden,
             model.head,
             softcap=model.config.final_logit_softcapping,
-            temperature=self._temperatures[steps].repeat_interleave(length),
-            uniform=torch.rand(num * length, generator=generator, dtype=torch.float64),
-            token_ids=self._alphabet.expand(num * length, -1),
+            temperature=self._temperatures[steps].repeat_interleave(length).to(hidden.device),
+            uniform=uniform.to(hidden.device),
+            token_ids=self._alphabet.expand(num * length, -1).to(hidden.device),
         )
-        argmax, sample, entropy = (x.view(num, length) for x in (reading.argmax, reading.sample, reading.entropy))
-        accepted = self._rules.accept.accept(entropy, reading.max_logprob.view(num, length))
+        # The walks are kept on the CPU, where tasks put them through their symmetries.
+        found = (reading.argmax, reading.sample, reading.entropy, reading.max_logprob)
+        argmax, sample, entropy, max_logprob = (x.view(num, length).cpu() for x in found)
+        accepted = self._rules.accept.accept(entropy, max_logprob)
         fresh = torch.randint(0, self._vocab_size, (num, length), generator=generator)
         assert reading.chosen_logprobs is not None
         self.tokens[chosen] = torch.where(accepted, sample, fresh)
-        self.probabilities[chosen] = reading.chosen_logprobs.exp().view(num, length, -1)
+        self.probabilities[chosen] = reading.chosen_logprobs.exp().view(num, length, -1).cpu()
         self.steps[chosen] = steps + 1
         over = steps + 1 >= self._rules.schedule.num_steps
         if self._rules.stop is not None:

@@ -61,6 +61,7 @@ class TrainConfig:
         validate_every: steps between looks at the validation batches; 0 never looks.
         patience: validations in a row without a lower loss after which the run stops; 0 never stops early.
         ema_decay: decay of the averaged weights that are exported, in [0, 1).
+        device: cpu or cuda, of a run of one process; several take CUDA where there is some.
         dtype: compute dtype of the passes, bfloat16 or float32; master weights are float32.
         compile: fuse the passes with torch.compile (needs a C++ compiler; a minute at the start).
         checkpoint_every, log_every: steps.
@@ -78,6 +79,7 @@ class TrainConfig:
     validate_every: int = 0
     patience: int = 0
     ema_decay: float = 0.999
+    device: Literal["cpu", "cuda"] = "cpu"
     dtype: str = "bfloat16"
     compile: bool = False
     checkpoint_every: int = 500

@@ -9,6 +9,7 @@ from presswork.models.transformer import Transformer
 from presswork.training.distributed import ALONE, Ranks
 from presswork.training.loss import Batch, Losses, batch_losses
 from presswork.training.muon import orthogonalise
+from presswork.training.shares import on_device
 
 
 class Layout(Protocol):
@@ -54,15 +55,18 @@ class Layout(Protocol):
 
 
 class OneProcess:
-    """A model whole in this process."""
+    """A model whole in this process.
 
-    def __init__(self, model: nn.Module):
-        self._model = model
-        self.ranks = ALONE
+    Mutates: the model, which moves to the device where one is given.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device | None = None):
+        self._model = model if device is None else model.to(device)
+        self.ranks = ALONE if device is None else Ranks(device=device)
 
     def losses(self, batch: Batch, **weights: Any) -> Losses:
         assert isinstance(self._model, Transformer)
-        return batch_losses(self._model, batch, **weights)
+        return batch_losses(self._model, on_device(batch, self.ranks.device), **weights)
 
     def to(self, dtype: torch.dtype) -> None:
         self._model.to(dtype)

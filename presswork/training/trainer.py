@@ -332,7 +332,9 @@ def _lay_out(
             f"{num_experts}"
         )
     if ranks.num == 1:
-        return OneProcess(model)
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device is 'cuda', but torch sees no CUDA device; set train.device=cpu")
+        return OneProcess(model, torch.device(config.device))
     if shared > 1 and model.adapter is not None:
         raise ConfigError(f"an adapter is trained with whole experts: expert_parallel must be 1, got {shared}")
     if config.compile:
