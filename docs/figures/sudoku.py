@@ -24,13 +24,12 @@ from rich.text import Text  # noqa: E402
 from presswork.engine.engine import Engine  # noqa: E402
 from presswork.engine.events import Draft  # noqa: E402
 from presswork.engine.loader import load  # noqa: E402
-from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, DIGIT_ID, encode_prompts, read_puzzle  # noqa: E402
-from presswork.tasks.sudoku.evaluate import evaluate  # noqa: E402
-from presswork.tasks.sudoku.generate import Cells, Clues  # noqa: E402
+from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, DIGIT_ID, decode_solution, encode_prompts  # noqa: E402
+from presswork.tasks.sudoku.evaluate import evaluate, is_solved  # noqa: E402
+from presswork.tasks.sudoku.generate import Cells, Clues, generate  # noqa: E402
 from presswork.training.metrics import EVALUATIONS_FILE, METRICS_FILE, read_metrics  # noqa: E402
 
-PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
-NUM_FRAMES = 6
+NUM_FRAMES, NUM_LOOKED_AT = 6, 50
 
 
 def draw_curve(run: Path, file: Path) -> None:
@@ -57,12 +56,18 @@ def draw_curve(run: Path, file: Path) -> None:
 
 
 def draw_frames(engine: Engine, file: Path) -> None:
-    """A puzzle's canvas after some of its denoise steps, the clues bold, the rest as bright as it is certain."""
-    puzzle = read_puzzle(PUZZLE)
-    ids = encode_prompts(puzzle[None])[0].tolist()
-    events = engine.stream(prompt_token_ids=ids, drafts=True, max_tokens=CANVAS_LENGTH)
-    drafts = [event for event in events if isinstance(event, Draft)]
-    last = next(i for i, draft in enumerate(drafts) if draft.token_ids == drafts[-1].token_ids)
+    """A puzzle's canvas after some of its denoise steps, the clues bold, the rest as bright as it is certain.
+
+    Of fresh puzzles the first that the model solves in enough steps to show.
+    """
+    for puzzle in generate(NUM_LOOKED_AT, 3, Clues((30, 32)))[0]:
+        ids = encode_prompts(puzzle[None])[0].tolist()
+        events = engine.stream(prompt_token_ids=ids, drafts=True, max_tokens=CANVAS_LENGTH)
+        drafts = [event for event in events if isinstance(event, Draft)]
+        last = next(i for i, draft in enumerate(drafts) if draft.token_ids == drafts[-1].token_ids)
+        grid = decode_solution(drafts[-1].token_ids)
+        if last + 1 >= NUM_FRAMES and grid is not None and is_solved(puzzle, grid):
+            break
     shown = sorted({round(i * last / (NUM_FRAMES - 1)) for i in range(NUM_FRAMES)})
     table = Table.grid(padding=(0, 3))
     for start in range(0, len(shown), 3):

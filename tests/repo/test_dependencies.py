@@ -43,7 +43,7 @@ def test_what_the_package_imports_is_declared_and_nothing_else():
 
 
 def test_what_tests_recipes_and_benchmarks_import_beyond_that_is_in_dev():
-    extra = imported("tests", "recipes", "benchmarks") - declared(PROJECT["dependencies"])
+    extra = imported("tests", "recipes", "benchmarks", "docs") - declared(PROJECT["dependencies"])
     assert extra | TOOLS | OPTIONAL == declared(EXTRAS["dev"])
 
 

@@ -171,7 +171,7 @@ def test_a_failed_batch_that_cannot_be_written_does_not_hide_the_failure(tmp_pat
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there_is_refused(tmp_path) -> None:
-    with pytest.raises(ConfigError, match="torch sees no CUDA device; set train.device=cpu"):
+    with pytest.raises(ConfigError, match=r"torch sees no CUDA device; set train\.device=cpu"):
         trainer(tmp_path, device="cuda")
 
 
