@@ -19,11 +19,12 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 run: $(VENV)/run.stamp
 	@if [ -t 1 ]; then $(BIN)/presswork run --watch; else $(BIN)/presswork run; fi
 
+# Tests take one thread each, so that several files run side by side.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 test-fast: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile -m "not slow"
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

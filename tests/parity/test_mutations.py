@@ -218,7 +218,7 @@ def full_layers_rotate_everything(mutant: Mutant) -> None:
 
 
 def _experts(
-    self: Experts, raw: Tensor, normed: Tensor, *, renormalise: bool = True, scale_first: bool = False,
+    self: Experts, raw: Tensor, normed: Tensor, adapter: None, *, renormalise: bool = True, scale_first: bool = False,
     mlp: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """The experts once more, with switches for the mistakes."""
@@ -270,7 +270,7 @@ def router_has_no_root_of_the_width(mutant: Mutant) -> None:
 @mistake("15", 2.3, 5.1, 8.1)
 def router_reads_the_normed_input_of_the_experts(mutant: Mutant) -> None:
     original = Experts.forward
-    mutant.patch.setattr(Experts, "forward", lambda self, raw, normed: original(self, normed, normed))
+    mutant.patch.setattr(Experts, "forward", lambda self, raw, normed, _: original(self, normed, normed))
 
 
 @mistake("16", 2.4, 4.3, 6.2)
@@ -283,7 +283,7 @@ def gate_and_up_are_swapped(mutant: Mutant) -> None:
 def gelu_is_exact(mutant: Mutant) -> None:
     _replace_experts(mutant, mlp=_exact_gelu)
     mutant.patch.setattr(
-        GatedMLP, "forward", lambda self, x: F.linear(_exact_gelu(F.linear(x, self.gate_up)), self.down)
+        GatedMLP, "forward", lambda self, x, _: F.linear(_exact_gelu(F.linear(x, self.gate_up)), self.down)
     )
 
 
@@ -305,7 +305,7 @@ def encoder_takes_the_scalars_of_the_decoder(mutant: Mutant) -> None:
 def self_conditioning_is_skipped_without_a_belief(mutant: Mutant) -> None:
     original = SelfConditioning.forward
     mutant.patch.setattr(
-        SelfConditioning, "forward", lambda self, x, belief: x if belief is None else original(self, x, belief)
+        SelfConditioning, "forward", lambda self, x, belief, _: x if belief is None else original(self, x, belief)
     )
 
 

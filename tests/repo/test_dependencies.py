@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # Used by the Makefile, not imported.
-TOOLS = {"ruff", "pyright", "import_linter"}
+TOOLS = {"ruff", "pyright", "import_linter", "pytest_xdist"}
 
 
 def declared(requirements: list[str]) -> set[str]:
