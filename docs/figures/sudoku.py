@@ -6,6 +6,7 @@ Beside them it leaves sudoku.json: the rows that were drawn, and what 200 fresh 
 """
 
 import argparse
+import io
 import json
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def draw_frames(engine: Engine, file: Path) -> None:
         row = [_board(drafts[i], puzzle) for i in shown[start : start + 3]]
         table.add_row(*row)
         table.add_row()
-    console = Console(record=True, width=76, file=Path("/dev/null").open("w"), force_terminal=True)  # noqa: SIM115
+    console = Console(record=True, width=76, file=io.StringIO(), force_terminal=True)
     console.print(table)
     console.save_svg(str(file), title="a canvas settles")
 

@@ -152,7 +152,7 @@ class Engine:
                 while requests and self.num_waiting >= self.config.max_waiting:
                     self.step()
                 requests.append(self.submit(ids, sampling))
-            replies = [self._finish(request) for request in requests]
+            replies = [self.reply(request) for request in requests]
         finally:
             for request in requests:
                 self.cancel(request)
@@ -367,7 +367,7 @@ class Engine:
         ids = prompt_ids + completion_ids
         self._check_room(len(ids))
         scores = causal_logprobs(
-            self._runner, self._lock, ids, len(prompt_ids), self.config.prefill_chunk, under and under.adapter
+            self._runner, self._lock, ids, len(prompt_ids), self.config.prefill_chunk, under.adapter
         )
         if any(value != value for value in scores):
             raise NonFiniteError("score failed: the model produced NaN or infinite logits; check the weights")
@@ -401,7 +401,7 @@ class Engine:
             )
         return canvas_logits(
             self._runner, self._lock, prompt, canvas_ids, self_conditioning_logits, self.config.prefill_chunk,
-            under and under.adapter,
+            under.adapter,
         )  # fmt: skip
 
     # Checking what callers give
@@ -464,7 +464,8 @@ class Engine:
             )
         return params.max_tokens
 
-    def _finish(self, request: Request) -> Reply:
+    def reply(self, request: Request) -> Reply:
+        """A submitted request's reply, driving passes until there is one. Raises what ended it without one."""
         for event in self.events(request):
             if isinstance(event, Done):
                 return event.reply

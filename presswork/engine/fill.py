@@ -21,7 +21,7 @@ from torch import Tensor
 from presswork.cache.contiguous import SequenceCache
 from presswork.engine.adapters import LoadedAdapter
 from presswork.engine.borders import Border, cut_after, cut_before
-from presswork.engine.events import Done, Reply
+from presswork.engine.events import Reply
 from presswork.engine.params import SamplingParams
 from presswork.engine.request import Request
 from presswork.errors import GenerationError, NonFiniteError, RequestError, UnsupportedError
@@ -198,20 +198,19 @@ def _lengths(frame: _Frame, canvas_length: int, max_tokens: int | None, lengths:
 
 @contextmanager
 def _prefilled(
-    engine: "Engine", prompt: list[int], under: LoadedAdapter | None
+    engine: "Engine", prompt: list[int], under: LoadedAdapter
 ) -> Iterator[tuple[SequenceCache, Float[Tensor, "1 D"]]]:
     """The prompt's keys and values, which the candidates find in the prefix cache, and its last hidden row."""
     chunk = engine.config.prefill_chunk
-    weights = 0 if under is None else under.number
-    cache = engine.prefix.longest(prompt, len(prompt) - 1, weights) or SequenceCache(engine.model.config)
+    cache = engine.prefix.longest(prompt, len(prompt) - 1, under.number) or SequenceCache(engine.model.config)
     hidden = torch.empty(0)
     try:
         while cache.length < len(prompt):
             # Where a request's own prefill would be cut.
             stop = min(len(prompt), (cache.length // chunk + 1) * chunk)
             with engine._lock:
-                hidden = engine._runner.causal_hidden(cache, prompt[cache.length : stop], under and under.adapter)
-                engine.prefix.put(prompt[:stop], cache, weights)
+                hidden = engine._runner.causal_hidden(cache, prompt[cache.length : stop], under.adapter)
+                engine.prefix.put(prompt[:stop], cache, under.number)
         yield cache, hidden[-1:]
     finally:
         cache.release()
@@ -235,14 +234,10 @@ def _denoise(
             borders = {0: frame.left.banned, right: frame.right.banned}
             banned = {position: ids for position, ids in borders.items() if ids is not None}
             requests.append(engine.submit(frame.prompt, common.changed(pins=pins), banned=banned))
-        return [_reply(engine, request) for request in requests]
+        return [engine.reply(request) for request in requests]
     finally:
         for request in requests:
             engine.cancel(request)
-
-
-def _reply(engine: "Engine", request: Request) -> Reply:
-    return next(event.reply for event in engine.events(request) if isinstance(event, Done))
 
 
 def _gap_text(tokenizer: Tokenizer, frame: _Frame, ids: Sequence[int]) -> str | None:
@@ -256,14 +251,14 @@ def _gap_text(tokenizer: Tokenizer, frame: _Frame, ids: Sequence[int]) -> str | 
 
 
 def _score(
-    engine: "Engine", cache: SequenceCache, last: Float[Tensor, "1 D"], ids: Sequence[int], under: LoadedAdapter | None
+    engine: "Engine", cache: SequenceCache, last: Float[Tensor, "1 D"], ids: Sequence[int], under: LoadedAdapter
 ) -> float:
     """Causal log-probability of tokens behind a prompt, given its keys and values and its last hidden row."""
     twin = cache.snapshot()
     try:
         with engine._lock:
             if len(ids) > 1:
-                last = torch.cat([last, engine._runner.causal_hidden(twin, ids[:-1], under and under.adapter)])
+                last = torch.cat([last, engine._runner.causal_hidden(twin, ids[:-1], under.adapter)])
             reading = engine._runner.read_logprobs(last, torch.tensor(ids, device=last.device))
     finally:
         twin.release()

@@ -101,7 +101,7 @@ class EngineLoop:
         assert request.cache is not None
         is_prompt = request.cache.length <= len(request.prompt_ids)
         if is_prompt or not request.is_ar:
-            self._prefix.put(request.all_ids()[: request.cache.length], request.cache, request.weights)
+            self._prefix.put(request.all_ids()[: request.cache.length], request.cache, request.adapter.number)
 
     def _denoised(self, request: Request, hidden: Float[Tensor, "L D"], reading: Reading) -> None:
         """One denoise step of one request: advance its canvas, and commit it when it is finished."""
@@ -191,7 +191,7 @@ class EngineLoop:
             request.pending = [token]
             return
         if request.cache is not None:
-            self._prefix.put(request.all_ids()[: request.cache.length], request.cache, request.weights)
+            self._prefix.put(request.all_ids()[: request.cache.length], request.cache, request.adapter.number)
         request.finish(taken.finish_reason, taken.stop_match)
 
 

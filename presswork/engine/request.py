@@ -13,7 +13,7 @@ from torch import Tensor
 from presswork.cache.contiguous import SequenceCache
 from presswork.diffusion.noise import CounterNoise
 from presswork.diffusion.sampler import CanvasState, DiffusionRules
-from presswork.engine.adapters import LoadedAdapter
+from presswork.engine.adapters import NO_ADAPTER, LoadedAdapter
 from presswork.engine.events import Commit, Done, Draft, Event, FinishReason, Reply, Stats, TokenLogprob, Usage
 from presswork.engine.output import OutputText
 from presswork.engine.params import SamplingParams
@@ -52,7 +52,7 @@ class Request:
     output: OutputText
     end_ids: frozenset[int] = frozenset()
     wants_drafts: bool = False
-    adapter: LoadedAdapter | None = None
+    adapter: LoadedAdapter = NO_ADAPTER
     banned: Mapping[int, Int[Tensor, "B"]] = field(default_factory=dict)
     request_id: int = field(default_factory=lambda: next(_ids))
     phase: Phase = Phase.WAITING
@@ -82,11 +82,6 @@ class Request:
     @property
     def is_ar(self) -> bool:
         return self.params.mode == "ar"
-
-    @property
-    def weights(self) -> int:
-        """Number of the adapter its keys and values are computed with, 0 for none."""
-        return 0 if self.adapter is None else self.adapter.number
 
     @property
     def ended(self) -> bool:

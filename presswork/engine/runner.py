@@ -83,7 +83,7 @@ class Runner:
     def _slices(self, item: WorkItem) -> list[_Slice]:
         request, slices = item.request, []
         assert request.cache is not None
-        adapter = None if request.adapter is None else request.adapter.adapter
+        adapter = request.adapter.adapter
         if item.num_causal:
             wants = "last" if item.wants_next else "none"
             slices.append(self._causal(request.cache, request.pending[: item.num_causal], wants, adapter))

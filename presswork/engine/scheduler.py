@@ -99,7 +99,7 @@ class Scheduler:
         """Start a request from the longest prefix that is already computed."""
         # In ar mode the last prompt token must be computed: its distribution decides the first new one.
         reusable = len(request.prompt_ids) - (1 if request.is_ar else 0)
-        cache = self._prefix.longest(request.prompt_ids, reusable, request.weights)
+        cache = self._prefix.longest(request.prompt_ids, reusable, request.adapter.number)
         request.cache = cache or SequenceCache(self._config)
         request.cached_tokens = request.cache.length
         request.pending = request.prompt_ids[request.cached_tokens :]

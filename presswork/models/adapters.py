@@ -1,6 +1,6 @@
 """Low-rank adapters: what a pass adds to the products with a model's weights.
 
-N rows, K inner width, M output columns, r rank, E experts, k experts a row, D model width, f expert width.
+N rows, K inner width, M output columns, r rank, E experts, D model width, f width of an MLP.
 
     x ──▶ W ──────────────────────▶ + ──▶
      └──▶ dropout ─▶ A ─▶ B ─▶ scale ┘
@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from presswork.config import require
 from presswork.ops.gated_gelu import gated_gelu
 from presswork.ops.linear import linear
-from presswork.ops.moe import mix_adapted_experts
+from presswork.ops.moe import Factors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,22 +129,15 @@ class ExpertsAdapter(nn.Module):
             return projection
         return (projection.float() + sum(part.delta() for part in self.router)).to(projection.dtype)
 
-    def mix(
-        self,
-        h: Float[Tensor, "N D"],
-        weights: Float[Tensor, "N k"],
-        experts: Int[Tensor, "N k"],
-        gate_up: Float[Tensor, "E F2 D"],
-        down: Float[Tensor, "E D f"],
-    ) -> Float[Tensor, "N D"]:
-        """mix_experts with factors."""
-        pairs = [None if of is None else _expert_factors(of) for of in (self.gate_up, self.down)]
-        return mix_adapted_experts(h, weights, experts, gate_up, down, pairs[0], pairs[1])
+    def factors(self) -> tuple[Factors | None, Factors | None]:
+        """Those of gate_up and of down."""
+        gate_up, down = (None if of is None else _expert_factors(of) for of in (self.gate_up, self.down))
+        return gate_up, down
 
 
-def _expert_factors(adapter: WeightAdapter) -> tuple[Tensor, Tensor]:
+def _expert_factors(adapter: WeightAdapter) -> Factors:
     (part,) = adapter
-    return part.a, part.b * part.scale
+    return part.a, part.b, part.scale
 
 
 class LayerAdapter(nn.Module):

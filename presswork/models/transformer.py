@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from presswork.config import LayerConfig, LayerKind, ModelConfig
 from presswork.models.adapters import AdaptedRows, Adapter, ExpertsAdapter, LayerAdapter, MLPAdapter, adapted
 from presswork.ops.gated_gelu import gated_mlp
-from presswork.ops.moe import mix_experts, route
+from presswork.ops.moe import mix_adapted_experts, mix_experts, route
 from presswork.ops.norm import join_branches, residual_norm, rms_norm
 from presswork.ops.qkv import split_norm_rope
 from presswork.ops.rope import rope_frequencies, rope_table
@@ -116,7 +116,7 @@ class Experts(nn.Module):
         router = self.router if adapter is None else adapter.routing(self.router)
         weights, experts = route(raw, self.router_scale, router, self.per_expert_scale, self.top_k, self.eps)
         if adapter is not None and adapter.has_experts:
-            return adapter.mix(normed, weights, experts, self.gate_up, self.down)
+            return mix_adapted_experts(normed, weights, experts, self.gate_up, self.down, *adapter.factors())
         return self.mix(normed, weights, experts, self.gate_up, self.down)
 
 

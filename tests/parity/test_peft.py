@@ -47,7 +47,6 @@ def ours(model: Transformer, folder: Path) -> tuple[Tensor, Tensor]:
     engine = Engine(model)
     engine.load_adapter("it", folder)
     under = engine._adapters.find("it")
-    assert under is not None
     hidden = engine._runner.causal_hidden(_cache(model), PROMPT.tolist(), under.adapter)
     return hidden, engine.canvas_logits(PROMPT.tolist(), CANVAS.tolist(), BELIEF, adapter="it")
 

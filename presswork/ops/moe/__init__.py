@@ -11,11 +11,11 @@ from torch import Tensor
 
 from presswork.ops.choice import Impl, takes_fast
 from presswork.ops.moe import fast, reference, router
-from presswork.ops.moe.adapted import mix_adapted_experts
+from presswork.ops.moe.adapted import Factors, mix_adapted_experts
 from presswork.ops.moe.dense import mix_experts_dense
 from presswork.ops.moe.reference import router_probabilities
 
-__all__ = ["mix_adapted_experts", "mix_experts", "mix_experts_dense", "route", "router_probabilities"]
+__all__ = ["Factors", "mix_adapted_experts", "mix_experts", "mix_experts_dense", "route", "router_probabilities"]
 
 
 def route(

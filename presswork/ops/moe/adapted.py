@@ -10,8 +10,8 @@ from torch import Tensor
 from presswork.ops.gated_gelu import gated_gelu
 from presswork.ops.linear import linear
 
-Factors = tuple[Float[Tensor, "E r K"], Float[Tensor, "E M r"]]
-"""(A, B) of every expert: B A is added to its weight."""
+Factors = tuple[Float[Tensor, "E r K"], Float[Tensor, "E M r"], float]
+"""(A, B, scale) of every expert: scale * B A is added to its weight."""
 
 
 def mix_adapted_experts(
@@ -23,7 +23,7 @@ def mix_adapted_experts(
     gate_up_factors: Factors | None,
     down_factors: Factors | None,
 ) -> Float[Tensor, "N D"]:
-    """mix_experts with gate_up + B A and down + B A in place of the weights, which are not formed; pure.
+    """mix_experts with what the factors add to gate_up and down, which is not formed; pure.
 
     Rows are sorted by expert once. A row's sum runs over its slots in order, so it does not depend on other rows.
     """
@@ -44,5 +44,5 @@ def _product(x: Tensor, weight: Tensor, factors: Factors | None, expert: int) ->
     product = linear(x, weight[expert])
     if factors is None:
         return product
-    a, b = factors
-    return product + linear(linear(x, a[expert]), b[expert])
+    a, b, scale = factors
+    return product + linear(linear(x, a[expert]), b[expert]) * scale

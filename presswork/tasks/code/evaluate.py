@@ -17,7 +17,7 @@ import torch
 
 from presswork.engine.borders import cut_after
 from presswork.engine.engine import Engine
-from presswork.engine.events import Done, Reply
+from presswork.engine.events import Reply
 from presswork.engine.params import Mode
 from presswork.errors import GenerationError, UnsupportedError
 from presswork.tasks.code.headers import function_headers
@@ -207,7 +207,7 @@ def _complete(engine: Engine, prefixes: Sequence[str], seeds: Sequence[int], **p
         for (ids, border), seed in zip(cuts, seeds, strict=True):
             banned = {} if border.banned is None else {0: border.banned}
             requests.append(engine.submit(ids, engine.defaults.changed(seed=seed, **params), banned=banned))
-        replies = [next(e.reply for e in engine.events(r) if isinstance(e, Done)) for r in requests]
+        replies = [engine.reply(request) for request in requests]
     finally:
         for request in requests:
             engine.cancel(request)
