@@ -1,6 +1,5 @@
 """Vocabulary head: from hidden rows to readings of the token distribution, without a matrix over the vocabulary."""
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -8,12 +7,25 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from presswork.errors import ConfigError, RequestError
+from presswork.ops.vocab_head.classes import ClassReading, ClassWeights, TokenClasses
 from presswork.ops.vocab_head.portable import read_portable
+from presswork.ops.vocab_head.portable_classes import read_classes_portable
 from presswork.ops.vocab_head.reading import MAX_LISTED, EditGroup, LogitEdits, Query, Reading
-from presswork.ops.vocab_head.reference import read_reference
+from presswork.ops.vocab_head.reference import read_classes_reference, read_reference
 from presswork.ops.vocab_head.tiled import can_tile, read_tiled
+from presswork.ops.vocab_head.tiled_classes import read_classes_tiled
 
-__all__ = ["MAX_LISTED", "EditGroup", "LogitEdits", "Reading", "read_vocab"]
+__all__ = [
+    "MAX_LISTED",
+    "ClassReading",
+    "ClassWeights",
+    "EditGroup",
+    "LogitEdits",
+    "Reading",
+    "TokenClasses",
+    "read_classes",
+    "read_vocab",
+]
 
 Impl = Literal["auto", "reference", "tiled", "portable"]
 
@@ -91,22 +103,76 @@ def read_vocab(
     )
     _check_shapes(query)
     _check_ids(query, vocab)
-    return _choose(impl, query)(query)
+    return {"reference": read_reference, "tiled": read_tiled, "portable": read_portable}[_chosen(impl, query)](query)
 
 
-def _choose(impl: str, query: Query) -> Callable[[Query], Reading]:
-    implementations = {"reference": read_reference, "tiled": read_tiled, "portable": read_portable}
+@torch.no_grad()
+def read_classes(
+    hidden: Float[Tensor, "N D"],
+    embedding: Float[Tensor, "V D"],
+    *,
+    softcap: float | None,
+    temperature: Float[Tensor, "N"],
+    classes: TokenClasses,
+    edits: LogitEdits | None = None,
+    impl: Impl = "auto",
+) -> ClassReading:
+    """Sum every row's logits over classes of tokens, each class relative to its own largest; pure.
+
+    The logits z are those of read_vocab. A class far below the row's best keeps its mass and mean exactly. Tokens in
+    no class cost nothing where few tokens of a tile are in classes; what they would say of a row stays unknown.
+
+    A row's readings do not depend on the number of threads, nor on the other rows as far as read_vocab promises.
+
+    Args:
+        hidden: last hidden states, already normed; cast to the embedding's dtype.
+        embedding: output embedding. Contiguous bfloat16 or float32 on a CPU takes the compiled path.
+        softcap: logit bound c above 0, or None for none.
+        temperature: per row, above 0.
+        classes: the classes, prepared once.
+        edits: repetition penalties and bans.
+        impl: as in read_vocab.
+
+    Returns:
+        A ClassReading on the device of `hidden`. Rows with NaN or infinity are marked in `finite`, nothing is raised.
+
+    Raises:
+        RequestError: shapes or ids that do not fit.
+        ConfigError: an unknown impl, or "tiled" for tensors it cannot take.
+
+    Source: class masses of a token automaton, constraints.md; online softmax (arXiv:1805.02867).
+    """
+    query = Query(
+        hidden=hidden,
+        embedding=embedding,
+        soft_source=embedding,
+        temperature=temperature,
+        softcap=softcap,
+        edits=edits,
+    )
+    _check_shapes(query)
+    _check_ids(query, embedding.shape[0])
+    _check_classes(classes, embedding.shape[0])
+    implementations = {
+        "reference": read_classes_reference,
+        "tiled": read_classes_tiled,
+        "portable": read_classes_portable,
+    }
+    return implementations[_chosen(impl, query)](query, classes)
+
+
+def _chosen(impl: str, query: Query) -> str:
     if impl == "auto":
-        return read_tiled if can_tile(query) else read_portable
+        return "tiled" if can_tile(query) else "portable"
     if impl == "tiled" and not can_tile(query):
         given = f"{query.embedding.dtype} on {query.embedding.device}"
         raise ConfigError(
             f"impl 'tiled' cannot read this embedding: got {given}; it takes contiguous bfloat16 or float32 on a CPU; "
             "use 'auto'"
         )
-    if impl not in implementations:
+    if impl not in get_args(Impl):
         raise ConfigError(f"unknown impl {impl!r}; choose one of {', '.join(get_args(Impl))}")
-    return implementations[impl]
+    return impl
 
 
 def _check_shapes(query: Query) -> None:
@@ -137,3 +203,8 @@ def _check_ids(query: Query, vocab: int) -> None:
             low, high = (int(bound) for bound in ids.aminmax())
             if low < 0 or high >= vocab:
                 raise RequestError(f"{name} reaches from {low} to {high}; ids must be 0 to {vocab - 1}")
+
+
+def _check_classes(classes: TokenClasses, vocab: int) -> None:
+    if len(classes.class_of) != vocab:
+        raise RequestError(f"the classes are of {len(classes.class_of)} tokens; the embedding has {vocab} rows")

@@ -1,11 +1,12 @@
-"""What compiled loops cannot say for themselves: bit casts, and a fast transposition of 16-bit numbers.
+"""What compiled loops cannot say for themselves: bit casts, number formats, and a fast transposition of 16-bit numbers.
 
 numba's cache of a compiled function notices changes in that function's own file only. After a change here, delete
-`__pycache__/_kernels.*.nb?`, or the kernels keep the code they were compiled with.
+`__pycache__/_*kernels.*.nb?`, or the kernels keep the code they were compiled with.
 """
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -35,6 +36,35 @@ def as_bits(typing_context, value):
         return builder.bitcast(args[0], ir.IntType(32))
 
     return types.int32(types.float32), generate
+
+
+def wide_bits(bits) -> Any:
+    """float32 bits of a stored number."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(wide_bits, inline="always")
+def _wide_bits_compiled(bits):
+    if bits.bitwidth == 16:
+        return lambda bits: np.int32(np.int32(bits) << np.int32(16))
+    return lambda bits: bits
+
+
+def narrow(value, stored) -> Any:
+    """float32 in the number format of the array `stored`, as bits, rounded to nearest even."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(narrow, inline="always")
+def _narrow_compiled(value, stored):
+    if stored.dtype.bitwidth == 16:
+
+        def narrow(value, stored):
+            bits = as_bits(value)
+            return np.int16((bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16))
+
+        return narrow
+    return lambda value, stored: as_bits(value)
 
 
 @_intrinsic

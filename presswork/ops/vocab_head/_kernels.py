@@ -8,13 +8,11 @@ notices a change only in the file of the compiled function itself, not in one th
 """
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit
-from numba.extending import overload
 
-from presswork.ops.vocab_head._intrinsics import TURNED, as_bits, as_float, transpose
+from presswork.ops.vocab_head._intrinsics import TURNED, as_bits, as_float, narrow, transpose, wide_bits
 
 CELL = 64  # ids whose mass is kept as one number; a sampled token costs one cell of recomputed products
 NEGLIGIBLE = 1e-9  # share of a row's mass below which a tile's part in the soft embedding is dropped
@@ -28,43 +26,14 @@ _LN2_LOW = _F(math.log(2) - 0.693359375)
 _MAGIC = _F(1.5 * 2**23)  # adding it rounds to an integer that can be read off the low bits
 _MAGIC_BITS = _I(_MAGIC.view(np.int32))
 _T2, _T3, _T4, _T5, _T6, _T7 = (_F(1 / math.factorial(k)) for k in range(2, 8))
-_ABS = _I(0x7FFFFFFF)
-_INF_BITS = _I(0x7F800000)
-_EXACT = {"contract", "nsz"}
-_SUMS = {"contract", "nsz", "reassoc"}
+ABS_BITS = _I(0x7FFFFFFF)
+INF_BITS = _I(0x7F800000)
+EXACT = {"contract", "nsz"}
+SUMS = {"contract", "nsz", "reassoc"}
 
 
-def _wide_bits(bits) -> Any:
-    """float32 bits of a stored number."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_wide_bits, inline="always")
-def _wide_bits_compiled(bits):
-    if bits.bitwidth == 16:
-        return lambda bits: _I(_I(bits) << _I(16))
-    return lambda bits: bits
-
-
-def _narrow(value, stored) -> Any:
-    """float32 in the number format of the array `stored`, as bits, rounded to nearest even."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(_narrow, inline="always")
-def _narrow_compiled(value, stored):
-    if stored.dtype.bitwidth == 16:
-
-        def narrow(value, stored):
-            bits = as_bits(value)
-            return np.int16((bits + _I(0x7FFF) + ((bits >> _I(16)) & _I(1))) >> _I(16))
-
-        return narrow
-    return lambda value, stored: as_bits(value)
-
-
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
-def _exp(x):
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=EXACT)
+def exp(x):
     """e^x for x in [-87, 88], to 3e-7 relative; branch-free so that it vectorises."""
     shifted = x * _LOG2E + _MAGIC
     n = shifted - _MAGIC
@@ -73,8 +42,8 @@ def _exp(x):
     return as_float(_I(as_bits(_F(tail + r + _F(1))) + ((as_bits(shifted) - _MAGIC_BITS) << _I(23))))
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
-def _tanh(x):
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=EXACT)
+def tanh(x):
     """tanh from e^2x - 1, to 2e-7 relative; flat beyond 10, where float32 tanh is exactly 1."""
     x = min(max(x, _F(-10)), _F(10)) * _F(2)
     shifted = x * _LOG2E + _MAGIC
@@ -89,7 +58,7 @@ def _tanh(x):
 @njit(nogil=True, cache=True)
 def _ordered(bits):
     """Integer that sorts as the float with these bits does; its own inverse."""
-    return _I(bits ^ ((bits >> _I(31)) & _ABS))
+    return _I(bits ^ ((bits >> _I(31)) & ABS_BITS))
 
 
 @njit(nogil=True, cache=True)
@@ -97,10 +66,10 @@ def _extremes(bits, width):
     """(largest product, whether one is NaN or infinite)."""
     top, magnitude = _I(-0x7FFFFFFF), _I(0)
     for j in range(width):
-        wide = _wide_bits(bits[j])
+        wide = wide_bits(bits[j])
         top = _I(max(top, _ordered(wide)))
-        magnitude = _I(max(magnitude, wide & _ABS))
-    return as_float(_ordered(top)), magnitude >= _INF_BITS
+        magnitude = _I(max(magnitude, wide & ABS_BITS))
+    return as_float(_ordered(top)), magnitude >= INF_BITS
 
 
 @njit(nogil=True, cache=True)
@@ -111,15 +80,15 @@ def _largest(z, width):
     return as_float(_ordered(top))
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=EXACT)
 def _scaled_logits(bits, width, inverse_cap, scale, z):
     """z = softcapped product over temperature; inverse_cap 0 means no softcap."""
     if inverse_cap == _F(0):
         for j in range(width):
-            z[j] = scale * as_float(_wide_bits(bits[j]))
+            z[j] = scale * as_float(wide_bits(bits[j]))
     else:
         for j in range(width):
-            z[j] = scale * _tanh(as_float(_wide_bits(bits[j])) * inverse_cap)
+            z[j] = scale * tanh(as_float(wide_bits(bits[j])) * inverse_cap)
 
 
 @njit(nogil=True, cache=True)
@@ -145,20 +114,20 @@ def _cut(z, first, width, cut_z, cut_id):
             z[j] = -np.inf
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
 def _exponentials(z, width, top):
     """Turn z into e = exp(z - top) in place; returns the sum of (z - top) e."""
     moment = _F(0)
     for j in range(width):
         drop = max(z[j] - top, _F(-88))
-        e = _exp(drop)
+        e = exp(drop)
         e = e if drop > _F(-87) else _F(0)
         z[j] = e
         moment += drop * e
     return moment
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
 def _sum(values):
     total = _F(0)
     for j in range(len(values)):
@@ -169,7 +138,7 @@ def _sum(values):
 @njit(nogil=True, cache=True)
 def _store(values, width, stored):
     for j in range(width):
-        stored[j] = _narrow(values[j], stored)
+        stored[j] = narrow(values[j], stored)
 
 
 @njit(nogil=True, cache=True)
@@ -219,10 +188,10 @@ def _scan_candidates(z, width, first, floor, heap_z, heap_id, limit):
     return count
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=EXACT)
 def _is_hopeless(product, inverse_cap, scale, best_so_far):
     """Whether even the largest product of a tile leaves nothing that float32 could add to the row's mass."""
-    z = scale * product if inverse_cap == _F(0) else scale * _tanh(product * inverse_cap)
+    z = scale * product if inverse_cap == _F(0) else scale * tanh(product * inverse_cap)
     return z < best_so_far + HOPELESS
 
 
@@ -327,16 +296,16 @@ def masses(z, e):
     return top
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=EXACT)
 def _scale_row(total, decay):
     for d in range(len(total)):
         total[d] *= decay
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_EXACT)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=EXACT)
 def _add_row(total, decay, part, weight):
     for d in range(len(total)):
-        total[d] = total[d] * decay + as_float(_wide_bits(part[d])) * weight
+        total[d] = total[d] * decay + as_float(wide_bits(part[d])) * weight
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -371,11 +340,11 @@ def merge_tile(
             kept_worst[i] = kept_z[i, 0]
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=SUMS)
 def _dot(a, b):
     total = _F(0)
     for d in range(len(a)):
-        total += a[d] * as_float(_wide_bits(b[d]))
+        total += a[d] * as_float(wide_bits(b[d]))
     return total
 
 
@@ -421,9 +390,9 @@ def sample_rows(
         first = (tile * tile_cells + cell) * CELL
         count = min(CELL, vocab - first)
         for d in range(width):
-            wide_hidden[d] = as_float(_wide_bits(hidden[i, d]))
+            wide_hidden[d] = as_float(wide_bits(hidden[i, d]))
         for j in range(count):
-            bits[j] = _narrow(_dot(wide_hidden, embedding[first + j]), bits)
+            bits[j] = narrow(_dot(wide_hidden, embedding[first + j]), bits)
         _scaled_logits(bits, count, inverse_cap, scale[i], z)
         if row_edits[i] >= 0:
             begin, end = edit_starts[row_edits[i]], edit_starts[row_edits[i] + 1]

@@ -30,7 +30,8 @@ def _edit(x: Float[Tensor, "N T"], ids: Int[Tensor, "#N T"], edits: LogitEdits) 
     return x
 
 
-def _scaled(query: Query, raw: Float[Tensor, "N T"], ids: Int[Tensor, "#N T"]) -> Float[Tensor, "N T"]:
+def scaled(query: Query, raw: Float[Tensor, "N T"], ids: Int[Tensor, "#N T"]) -> Float[Tensor, "N T"]:
+    """z of these products, those that are not finite read as 0."""
     x = raw.float().nan_to_num(0.0, 0.0, 0.0)
     if query.softcap is not None:
         x = query.softcap * torch.tanh(x / query.softcap)
@@ -84,7 +85,7 @@ class _Sweep:
         raw = self.hidden @ self.query.embedding[first : first + TILE].T
         ids = torch.arange(first, first + raw.shape[1], device=raw.device)
         self.finite &= raw.isfinite().all(dim=1)
-        z = _scaled(self.query, raw, ids[None])
+        z = scaled(self.query, raw, ids[None])
         where = z.argmax(dim=1)
         largest = z.gather(1, where[:, None])[:, 0]
         self.best = torch.where(largest > self.top, first + where, self.best)
@@ -136,7 +137,7 @@ class _Sweep:
             torch.bmm(self.query.embedding[ids[part].clamp(max=self.vocab - 1)], self.hidden[part, :, None])[:, :, 0]
             for part in torch.arange(len(ids), device=ids.device).split(GATHER_ROWS)
         ]
-        z = _scaled(self.query, torch.cat(raw), ids).masked_fill(ids >= self.vocab, -torch.inf)
+        z = scaled(self.query, torch.cat(raw), ids).masked_fill(ids >= self.vocab, -torch.inf)
         weights = (z - self.top[:, None]).double().exp().nan_to_num(0.0)
         token, _ = _locate(weights, share)
         return torch.where(self.query.uniform.isnan(), self.best, cell * CELL + token)

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from presswork.ops.vocab_head.classes import ClassReading, TokenClasses
 from presswork.ops.vocab_head.reading import LogitEdits, Query, Reading, blank_unreadable
 
 
@@ -95,3 +96,28 @@ def read_reference(query: Query) -> Reading:
             soft_embedding=soft,
         )
     )
+
+
+def read_classes_reference(query: Query, classes: TokenClasses) -> ClassReading:
+    """Every class straight from its definition; memory grows with N times V."""
+    raw, z = filtered_logits(query)
+    class_of = classes.class_of.to(z.device)
+    shape = (len(z), classes.num_classes)
+    log_mass, mean = z.new_full(shape, -torch.inf).double(), z.new_zeros(shape).double()
+    best, top = z.new_full(shape, -1).long(), z.new_full(shape, -torch.inf)
+    for c in range(classes.num_classes):
+        ids = (class_of == c).nonzero()[:, 0]
+        if len(ids) == 0:
+            continue
+        own = z[:, ids].double()
+        top[:, c] = z[:, ids].amax(dim=1)
+        log_mass[:, c] = own.logsumexp(dim=1)
+        p = (own - log_mass[:, c : c + 1]).exp()
+        left = top[:, c] > -torch.inf
+        mean[:, c] = torch.where(left, torch.where(p > 0, p * own, 0.0).sum(dim=1), 0.0)
+        best[:, c] = torch.where(left, ids[z[:, ids].argmax(dim=1)], -1)
+    finite = raw[:, class_of >= 0].isfinite().all(dim=1)
+    for numbers in (log_mass, mean, top):
+        numbers[~finite] = torch.nan
+    best[~finite] = 0
+    return ClassReading(log_mass=log_mass, mean=mean, best=best, top=top, finite=finite)

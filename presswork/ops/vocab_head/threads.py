@@ -7,6 +7,12 @@ from typing import Any
 
 import torch
 
+from presswork.ops.vocab_head.classes import TILE
+
+LAG = 8  # tiles handed out before the oldest is merged, and so the most threads that can help
+READING_WORK = 1024  # what reading one logit costs, in multiplications
+INLINE_WORK = 2**29  # multiplications below which starting threads costs more than it saves, about a millisecond
+
 Submit = Callable[..., "Future[Any]"]
 
 
@@ -15,6 +21,15 @@ def run_now(function: Callable[..., Any], *args: Any) -> "Future[Any]":
     future: Future[Any] = Future()
     future.set_result(function(*args))
     return future
+
+
+def share_threads(rows: int, width: int, tokens: int) -> tuple[int, int]:
+    """(workers, threads each) that together are as many as torch would use for products of this size."""
+    available = torch.get_num_threads()
+    if rows * tokens * (width + READING_WORK) < INLINE_WORK:
+        return 1, 1
+    count = min(available, LAG, -(-tokens // TILE))
+    return count, available // count
 
 
 @contextmanager

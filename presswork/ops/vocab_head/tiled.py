@@ -21,7 +21,7 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,25 +31,22 @@ from torch import Tensor
 from presswork.ops.vocab_head import _kernels as kernels
 from presswork.ops.vocab_head._cuts import find_cut
 from presswork.ops.vocab_head._intrinsics import TURNED
+from presswork.ops.vocab_head.arrays import BITS, Cuts, bits, sorted_edits
 from presswork.ops.vocab_head.candidates import Candidates, candidate_limits, filtered_rows, read_in_parts
-from presswork.ops.vocab_head.reading import LogitEdits, Query, Reading, concatenate
-from presswork.ops.vocab_head.threads import Submit, run_now, worker_threads
+from presswork.ops.vocab_head.classes import TILE
+from presswork.ops.vocab_head.reading import Query, Reading, concatenate
+from presswork.ops.vocab_head.threads import LAG, Submit, run_now, share_threads, worker_threads
 from presswork.ops.vocab_head.totals import Totals, to_reading
 
-TILE = 2048  # ids a tile; 4 MiB of embedding at D = 1024
-LAG = 8  # tiles handed out before the oldest is merged, and so the most threads that can help
 MAX_ROWS = 256  # rows a sweep; more rows are read in turns so that memory stays bounded
-READING_WORK = 1024  # what reading one logit costs, in multiplications
-INLINE_WORK = 2**29  # multiplications below which starting threads costs more than it saves, about a millisecond
 CUT_BYTES = 2**26  # for whole rows of logits, only while looking for a wide nucleus; 64 rows at V = 262,144
-_BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 _ROW_PADDING = 32  # without it all rows of a tile of 2048 would compete for the same cache lines
 
 
 def can_tile(query: Query) -> bool:
     """Whether the compiled loops know the device, the number format and the layout."""
     weights = (query.embedding, query.soft_source)
-    return query.embedding.dtype in _BITS and all(w.device.type == "cpu" and w.is_contiguous() for w in weights)
+    return query.embedding.dtype in BITS and all(w.device.type == "cpu" and w.is_contiguous() for w in weights)
 
 
 def read_tiled(query: Query) -> Reading:
@@ -62,21 +59,11 @@ def read_tiled(query: Query) -> Reading:
 
 def _read_rows(query: Query) -> Reading:
     sweep = _Sweep(query)
-    with worker_threads(*_share_threads(query)) as submit:
+    with worker_threads(*share_threads(*query.hidden.shape, query.embedding.shape[0])) as submit:
         sweep.run(submit)
         totals = sweep.totals(sweep.sample(submit))
         sweep.spare.clear()
         return to_reading(query, totals, partial(_read_by_cuts, submit))
-
-
-def _share_threads(query: Query) -> tuple[int, int]:
-    """(workers, threads each) that together are as many as torch would use here."""
-    vocab, width = query.embedding.shape
-    available = torch.get_num_threads()
-    if query.hidden.shape[0] * vocab * (width + READING_WORK) < INLINE_WORK:
-        return 1, 1
-    count = min(available, LAG, -(-vocab // TILE))
-    return count, available // count
 
 
 def _read_by_cuts(submit: Submit, query: Query) -> Reading:
@@ -95,35 +82,6 @@ def _read_by_cuts(submit: Submit, query: Query) -> Reading:
     return concatenate(parts)
 
 
-class _Edits(NamedTuple):
-    row_group: np.ndarray
-    starts: np.ndarray
-    ids: np.ndarray
-    factors: np.ndarray
-
-
-def _sorted_edits(edits: LogitEdits | None, rows: int) -> _Edits:
-    """Edits of all groups end to end: ids ascending within a group, factor 0 for a ban."""
-    if edits is None:
-        return _Edits(np.full(rows, -1), np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    starts, ids, factors = [0], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for group in edits.groups:
-        banned = group.banned_ids.cpu().numpy()
-        seen = group.seen_ids.cpu().numpy() if group.repetition_penalty != 1.0 else banned[:0]
-        ids.append(np.unique(np.concatenate([seen, banned])).astype(np.int64))
-        factors.append(np.where(np.isin(ids[-1], banned), 0.0, group.repetition_penalty).astype(np.float32))
-        starts.append(starts[-1] + len(ids[-1]))
-    row_group = edits.row_group.cpu().numpy().astype(np.int64)
-    return _Edits(row_group, np.array(starts), np.concatenate(ids), np.concatenate(factors))
-
-
-class _Cuts(NamedTuple):
-    """Last token each row keeps, by falling z then rising id; z minus infinity keeps all."""
-
-    z: np.ndarray
-    ids: np.ndarray
-
-
 @dataclass(slots=True)
 class _Workspace:
     """Buffers of one tile on its way; the arrays are views of the tensors' bits."""
@@ -140,10 +98,6 @@ class _Workspace:
     heap_count: np.ndarray
     probs_row: np.ndarray
     filled: int = 0
-
-
-def _bits(x: Tensor) -> np.ndarray:
-    return x.view(_BITS[x.dtype]).numpy()
 
 
 def _find_cut(z: np.ndarray, top_k: int, top_p: float) -> tuple[Any, Any]:
@@ -168,12 +122,12 @@ class _Sweep:
         self.hidden_tall = self.hidden.T.contiguous()
         self._prepare_rows()
         self._prepare_totals()
-        self.cuts = _Cuts(np.full(self.rows, -np.inf, np.float32), np.zeros(self.rows, np.int64))
+        self.cuts = Cuts(np.full(self.rows, -np.inf, np.float32), np.zeros(self.rows, np.int64))
         self.spare: deque[_Workspace] = deque()
 
     def _prepare_rows(self) -> None:
         query, rows = self.query, self.rows
-        self.edits = _sorted_edits(query.edits, rows)
+        self.edits = sorted_edits(query.edits, rows)
         cap = query.softcap
         self.inverse_cap = np.float32(0.0 if cap is None else 1.0 / cap)
         temperature = query.temperature.detach().numpy().astype(np.float64)
@@ -238,10 +192,10 @@ class _Sweep:
         width = min(TILE, self.vocab - first)
         self._multiply(self.embedding[first : first + width], space)
         space.filled = kernels.read_tile(
-            _bits(space.tall), _bits(space.products), width, first, self.inverse_cap, self.scale, best_so_far,
+            bits(space.tall), bits(space.products), width, first, self.inverse_cap, self.scale, best_so_far,
             kept_so_far, *self.edits, *self.cuts, self.token_ids, self.soft_rows, self.limits, space.z, self.cells,
             self.tile_tops[tile], self.tile_masses[tile], space.moment, space.best, self.finite, self.chosen,
-            space.heap_z, space.heap_id, space.heap_count, _bits(space.probs), space.probs_row,
+            space.heap_z, space.heap_id, space.heap_count, bits(space.probs), space.probs_row,
         )  # fmt: skip
         if space.filled:
             # Few distinct heights, because the matmul library prepares a kernel for each.
@@ -250,7 +204,7 @@ class _Sweep:
             torch.mm(weights, self.source[first : first + width], out=part)
         return space
 
-    def find_cuts(self, submit: Submit, top_k: Int[Tensor, "N"] | None, top_p: Float[Tensor, "N"] | None) -> _Cuts:
+    def find_cuts(self, submit: Submit, top_k: Int[Tensor, "N"] | None, top_p: Float[Tensor, "N"] | None) -> Cuts:
         """Where top_k and top_p end each row, from a matrix of all its logits."""
         all_z = np.empty((self.rows, self.vocab), np.float32)
         pending: deque[Future[_Workspace]] = deque()
@@ -264,7 +218,7 @@ class _Sweep:
         ps = np.ones(self.rows) if top_p is None else top_p.double().numpy()
         rows = [submit(_find_cut, all_z[i], min(int(ks[i]), self.vocab), float(ps[i])) for i in range(self.rows)]
         found = [row.result() for row in rows]
-        return _Cuts(np.array([z for z, _ in found], np.float32), np.array([j for _, j in found], np.int64))
+        return Cuts(np.array([z for z, _ in found], np.float32), np.array([j for _, j in found], np.int64))
 
     @torch.inference_mode()
     def _scale(self, tile: int, space: _Workspace, all_z: np.ndarray) -> _Workspace:
@@ -272,7 +226,7 @@ class _Sweep:
         width = min(TILE, self.vocab - first)
         self._multiply(self.embedding[first : first + width], space)
         kernels.scale_tile(
-            _bits(space.tall), _bits(space.products), width, first, self.inverse_cap, self.scale, *self.edits,
+            bits(space.tall), bits(space.products), width, first, self.inverse_cap, self.scale, *self.edits,
             space.z, all_z,
         )  # fmt: skip
         return space
@@ -288,7 +242,7 @@ class _Sweep:
     def _merge(self, tile: int, space: _Workspace) -> None:
         kernels.merge_tile(
             self.tile_tops[tile], self.tile_masses[tile], space.moment, space.best, space.heap_z, space.heap_id,
-            space.heap_count, space.probs_row, _bits(space.part), space.filled, self.top, self.mass, self.moment,
+            space.heap_count, space.probs_row, bits(space.part), space.filled, self.top, self.mass, self.moment,
             self.best, self.limits, self.kept_z, self.kept_id, self.kept_count, self.kept_worst, self.soft,
         )  # fmt: skip
         self.spare.append(space)
@@ -301,9 +255,9 @@ class _Sweep:
         uniform = self.query.uniform.double().contiguous().numpy()
         step = self.rows if submit is run_now else -(-self.rows // LAG)
         # Unlike `.numpy()` this leaves the memory resizable, which FSDP asks of its parameters.
-        embedding = np.from_dlpack(self.embedding.view(_BITS[self.embedding.dtype]))
+        embedding = np.from_dlpack(self.embedding.view(BITS[self.embedding.dtype]))
         shared = (
-            _bits(self.hidden), embedding, self.inverse_cap, self.scale, *self.edits, *self.cuts,
+            bits(self.hidden), embedding, self.inverse_cap, self.scale, *self.edits, *self.cuts,
             uniform, self.tile_cells, self.tile_tops, self.tile_masses, self.cells, self.top, self.mass, sample,
         )  # fmt: skip
         starts = range(0, self.rows, step) if self.rows else ()

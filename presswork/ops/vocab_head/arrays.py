@@ -1,0 +1,64 @@
+"""What compiled loops take in place of tensors and objects. N rows, V vocab, C classes."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from presswork.ops.vocab_head.classes import ClassWeights
+from presswork.ops.vocab_head.reading import LogitEdits
+
+BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+
+
+def bits(x: Tensor) -> np.ndarray:
+    """View of a tensor's memory as whole numbers."""
+    return x.view(BITS[x.dtype]).numpy()
+
+
+class Edits(NamedTuple):
+    """Edits of all groups end to end: ids ascending within a group, factor 0 for a ban."""
+
+    row_group: np.ndarray
+    starts: np.ndarray
+    ids: np.ndarray
+    factors: np.ndarray
+
+
+def sorted_edits(edits: LogitEdits | None, rows: int) -> Edits:
+    """The edits of a call, or of `rows` rows without any."""
+    if edits is None:
+        return Edits(np.full(rows, -1), np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    starts, ids, factors = [0], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for group in edits.groups:
+        banned = group.banned_ids.cpu().numpy()
+        seen = group.seen_ids.cpu().numpy() if group.repetition_penalty != 1.0 else banned[:0]
+        ids.append(np.unique(np.concatenate([seen, banned])).astype(np.int64))
+        factors.append(np.where(np.isin(ids[-1], banned), 0.0, group.repetition_penalty).astype(np.float32))
+        starts.append(starts[-1] + len(ids[-1]))
+    row_group = edits.row_group.cpu().numpy().astype(np.int64)
+    return Edits(row_group, np.array(starts), np.concatenate(ids), np.concatenate(factors))
+
+
+class Cuts(NamedTuple):
+    """Last token each row keeps, by falling z then rising id; z minus infinity keeps all."""
+
+    z: np.ndarray
+    ids: np.ndarray
+
+
+class Weights(NamedTuple):
+    """Class weights: log_weight [N, C + 1], the column of each token, the class to sample from; no rows if unused."""
+
+    log_weight: np.ndarray
+    slots: np.ndarray
+    wanted: np.ndarray
+
+
+def flat_weights(weights: ClassWeights | None) -> Weights:
+    """The weights of a call."""
+    if weights is None:
+        return Weights(np.empty((0, 0), np.float32), np.empty(0, np.int32), np.empty(0, np.int64))
+    wanted = weights.sample_class.numpy().astype(np.int64)
+    return Weights(weights.by_slot()[0].numpy(), weights.classes.slots.numpy(), wanted)
