@@ -11,6 +11,7 @@ from numba import njit
 
 from presswork.ops.vocab_head._intrinsics import as_float, wide_bits
 from presswork.ops.vocab_head._kernels import ABS_BITS, EXACT, INF_BITS, exp, tanh
+from presswork.ops.vocab_head.classes import PIECE
 
 LOWEST = np.float32(-1e38)  # the top of a piece without tokens: differences of tops stay finite
 
@@ -75,59 +76,84 @@ def _lone_mass(top, mass):
         mass[i] = _F(1) if top[i] > LOWEST else _F(0)
 
 
+@njit(nogil=True, cache=True)
+def _store(top, mass, moment, best, p, sums, bests):
+    rows = bests.shape[2]
+    for group in range(len(sums)):
+        for i in range(rows):
+            sums[group, p, 0, i] = top[group * rows + i]
+            sums[group, p, 1, i] = mass[group * rows + i]
+            sums[group, p, 2, i] = moment[group * rows + i]
+            bests[group, p, i] = best[group * rows + i]
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def read_chunk(
-    products, ids, columns, piece_starts, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_factors, z,
-    magnitude, finite, tops, masses, moments, bests,
+    products, ids, columns, piece_starts, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_factors,
+    finite, sums, bests,
 ):  # fmt: skip
     """Sum every piece of a chunk in every row: its top, the best id, and mass and moment relative to the top.
 
-    Writes tops, masses, moments, bests [P, N], and finite (only to False). z and magnitude are scratch space.
+    Writes sums [G, P, 3, R] (top, mass, moment) and bests [G, P, R] of G groups of R rows, in the order in which
+    merge_pieces reads them; and finite (only to False).
     """
-    magnitude[:] = 0
+    rows = len(scale)
+    z = np.empty((PIECE, rows), np.float32)
+    top, mass, moment = np.empty(rows, np.float32), np.empty(rows, np.float32), np.empty(rows, np.float32)
+    best, magnitude = np.empty(rows, np.int32), np.zeros(rows, np.int32)
     for p in range(len(piece_starts) - 1):
         start, stop = piece_starts[p], piece_starts[p + 1]
-        tops[p], masses[p], moments[p], bests[p] = LOWEST, 0, 0, -1
+        top[:], mass[:], moment[:], best[:] = LOWEST, 0, 0, -1
         for t in range(start, stop):
             _scale_column(products[columns[t]], inverse_cap, scale, z[t - start], magnitude)
             if len(edit_ids) > 0:
                 _edit_column(z[t - start], ids[t], row_edits, edit_starts, edit_ids, edit_factors)
-            _raise_top(z[t - start], ids[t], tops[p], bests[p])
+            _raise_top(z[t - start], ids[t], top, best)
         if stop == start + 1:
-            _lone_mass(tops[p], masses[p])
-            continue
-        for t in range(start, stop):
-            _add_exponentials(z[t - start], tops[p], masses[p], moments[p])
+            _lone_mass(top, mass)
+        else:
+            for t in range(start, stop):
+                _add_exponentials(z[t - start], top, mass, moment)
+        _store(top, mass, moment, best, p, sums, bests)
     for i in range(len(finite)):
         if magnitude[i] >= INF_BITS:
             finite[i] = False
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=EXACT)
-def _merge_piece(top, mass, moment, best, all_top, all_mass, all_moment, all_best):
-    for i in range(len(top)):
-        rise = top[i] - all_top[i]
-        above = rise > _F(0)
-        fall = max(-abs(rise), _F(-88))
-        decay = exp(fall)
-        decay = np.float64(decay if fall > _F(-87) else _F(0))
-        kept = decay if above else 1.0
-        added = 1.0 if above else decay
-        gap = np.float64(rise)
-        from_old = all_moment[i] - (gap if above else 0.0) * all_mass[i]
-        from_new = moment[i] + (0.0 if above else gap) * mass[i]
+def _merge_tops(top, best, all_top, all_best, rise, decay):
+    """Raise the tops, by `rise` where that is positive; decay is exp(-|rise|)."""
+    for i in range(len(rise)):
+        gap = top[i] - all_top[i]
+        rise[i] = gap
+        fall = max(-abs(gap), _F(-88))
+        e = exp(fall)
+        decay[i] = e if fall > _F(-87) else _F(0)
+        tied = best[i] if best[i] < all_best[i] else all_best[i]
+        kept = tied if gap == _F(0) else all_best[i]
+        all_best[i] = best[i] if gap > _F(0) else kept
+        all_top[i] = top[i] if gap > _F(0) else all_top[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=EXACT)
+def _merge_sums(mass, moment, rise, decay, all_mass, all_moment):
+    for i in range(len(rise)):
+        gap, e = np.float64(rise[i]), np.float64(decay[i])
+        new, old = np.float64(mass[i]), all_mass[i]
+        from_new = np.float64(moment[i]) + min(gap, 0.0) * new
+        from_old = all_moment[i] - max(gap, 0.0) * old
+        kept = e if gap > 0.0 else 1.0
+        added = 1.0 if gap > 0.0 else e
         all_moment[i] = from_old * kept + from_new * added
-        all_mass[i] = all_mass[i] * kept + mass[i] * added
-        better = above or (rise == _F(0) and best[i] < all_best[i])
-        all_best[i] = best[i] if better else all_best[i]
-        all_top[i] = top[i] if above else all_top[i]
+        all_mass[i] = old * kept + new * added
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def merge_pieces(piece_class, tops, masses, moments, bests, all_top, all_mass, all_moment, all_best):
-    """Add the pieces of a chunk to the running sums [C, N] of their classes; chunks must come in order."""
+def merge_pieces(piece_class, sums, bests, all_top, all_mass, all_moment, all_best):
+    """Add the pieces of a chunk to the running sums [C, R] of one group of rows; chunks must come in order."""
+    rows = all_top.shape[1]
+    rise, decay = np.empty(rows, np.float32), np.empty(rows, np.float32)
     for p in range(len(piece_class)):
         c = piece_class[p]
-        _merge_piece(
-            tops[p], masses[p], moments[p], bests[p], all_top[c], all_mass[c], all_moment[c], all_best[c]
-        )  # fmt: skip
+        _merge_tops(sums[p, 0], bests[p], all_top[c], all_best[c], rise, decay)
+        _merge_sums(sums[p, 1], sums[p, 2], rise, decay, all_mass[c], all_moment[c])

@@ -1,6 +1,6 @@
 """Threads for the sweep. Its own, not torch's: those spin after every matmul and would starve the compiled loops."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +21,12 @@ def run_now(function: Callable[..., Any], *args: Any) -> "Future[Any]":
     future: Future[Any] = Future()
     future.set_result(function(*args))
     return future
+
+
+def wait_for(work: "Iterable[Future[Any]]") -> None:
+    """Until all of it is done; raises what any of it raised."""
+    for done in work:
+        done.result()
 
 
 def share_threads(rows: int, width: int, tokens: int) -> tuple[int, int]:
