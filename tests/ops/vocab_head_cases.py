@@ -59,7 +59,7 @@ def rows_of(asked: dict[str, Any], rows: slice) -> dict[str, Any]:
 
 
 def scaled(hidden: Tensor, embedding: Tensor, asked: dict[str, Any]) -> Tensor:
-    names = ("softcap", "temperature", "edits", "top_k", "top_p")
+    names = ("softcap", "temperature", "edits", "top_k", "top_p", "class_weights")
     kept = {name: asked[name] for name in names if name in asked}
     return filtered_logits(Query(hidden=hidden, embedding=embedding, soft_source=embedding, **kept))[1]
 

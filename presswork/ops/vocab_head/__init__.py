@@ -45,12 +45,14 @@ def read_vocab(
     edits: LogitEdits | None = None,
     top_k: Int[Tensor, "N"] | None = None,
     top_p: Float[Tensor, "N"] | None = None,
+    class_weights: ClassWeights | None = None,
     impl: Impl = "auto",
 ) -> Reading:
     """Read every row's token distribution: arg-max, a sample, entropy, log-probabilities, the soft embedding; pure.
 
     The distribution is softmax(z): the product hidden @ embedding.T in the weight dtype, then in float32 the softcap
-    c tanh(x / c), the edits, the division by the row's temperature, then top_k, then top_p over what top_k left.
+    c tanh(x / c), the edits, the division by the row's temperature, then the class weights, or top_k and then top_p
+    over what top_k left.
 
     A row's readings do not depend on the other rows of the call, nor on the number of threads, as far as the matmul
     library gives the same product for a row whatever the height of the matrix: measured so for bfloat16 on AMX;
@@ -70,6 +72,8 @@ def read_vocab(
         edits: repetition penalties and bans.
         top_k: per row, keep the k most likely tokens; 0 keeps all.
         top_p: per row in [0, 1], keep the fewest most likely tokens whose mass reaches p, at least one; 1 keeps all.
+        class_weights: weights of classes of tokens, and the class that each sample is drawn from; tokens of no class
+            have no mass. Not together with top_k or top_p.
         impl: "auto" takes the compiled sweep where it can and the portable one (plain torch, any device) elsewhere;
             "reference" builds the whole [N, V] matrix.
 
@@ -100,9 +104,12 @@ def read_vocab(
         edits=edits,
         top_k=top_k,
         top_p=top_p,
+        class_weights=class_weights,
     )
     _check_shapes(query)
     _check_ids(query, vocab)
+    if class_weights is not None:
+        _check_weights(query, class_weights)
     return {"reference": read_reference, "tiled": read_tiled, "portable": read_portable}[_chosen(impl, query)](query)
 
 
@@ -208,3 +215,19 @@ def _check_ids(query: Query, vocab: int) -> None:
 def _check_classes(classes: TokenClasses, vocab: int) -> None:
     if len(classes.class_of) != vocab:
         raise RequestError(f"the classes are of {len(classes.class_of)} tokens; the embedding has {vocab} rows")
+
+
+def _check_weights(query: Query, weights: ClassWeights) -> None:
+    _check_classes(weights.classes, query.embedding.shape[0])
+    if query.top_k is not None or query.top_p is not None:
+        raise RequestError("class_weights came together with top_k or top_p; give one or the other")
+    shape = (query.hidden.shape[0], weights.classes.num_classes)
+    if tuple(weights.log_weight.shape) != shape:
+        raise RequestError(f"log_weight has shape {list(weights.log_weight.shape)}; give [N, C], here {list(shape)}")
+    wanted = weights.sample_class
+    if tuple(wanted.shape) != shape[:1]:
+        raise RequestError(f"sample_class needs one class a row: got shape {list(wanted.shape)}; give [{shape[0]}]")
+    if wanted.device.type == "cpu" and wanted.numel():
+        low, high = (int(bound) for bound in wanted.aminmax())
+        if low < -1 or high >= shape[1]:
+            raise RequestError(f"sample_class reaches from {low} to {high}; classes must be -1 to {shape[1] - 1}")

@@ -188,11 +188,67 @@ def _scan_candidates(z, width, first, floor, heap_z, heap_id, limit):
     return count
 
 
+@njit(nogil=True, cache=True)
+def _weigh(z, width, slots, weights):
+    """Add the weight of each token's class; where that is minus infinity, so is z, even a NaN."""
+    for j in range(width):
+        weight = weights[slots[j]]
+        z[j] = z[j] + weight if weight > -np.inf else weight
+
+
+@njit(nogil=True, cache=True)
+def _keep_class(z, width, slots, wanted, kept):
+    """Copy z, with minus infinity for every token outside the class."""
+    for j in range(width):
+        kept[j] = z[j] if slots[j] == wanted else _F(-np.inf)
+
+
+@njit(nogil=True, cache=True)
+def _adjust(z, first, width, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, weights, slots):
+    """Edits, class weights and cut of row i, on ids [first, first + width)."""
+    group = row_edits[i]
+    if group >= 0:
+        begin, end = edit_starts[group], edit_starts[group + 1]
+        _edit(z, first, width, edit_ids[begin:end], edit_factors[begin:end])
+    if len(weights) > 0:
+        _weigh(z, width, slots[first:], weights[i])
+    if cut_z[i] > -np.inf:
+        _cut(z, first, width, cut_z[i], cut_id[i])
+
+
+@njit(nogil=True, cache=True)
+def _heaviest(weights, i, living, wanted):
+    """(largest class weight in a tile, that of the class to sample from if the tile has it); (0, -inf) if unused."""
+    if len(weights) == 0:
+        return _F(0), _F(-np.inf)
+    top, own = _F(-np.inf), _F(-np.inf)
+    for c in living:
+        top = max(top, weights[i, c])
+    if wanted >= 0:
+        place = np.searchsorted(living, wanted)
+        if place < len(living) and living[place] == wanted:
+            own = weights[i, wanted]
+    return top, own
+
+
+@njit(nogil=True, cache=True)
+def _is_broken(bits, width, weights, slots):
+    """Whether a product of a token that may count is NaN or infinite."""
+    for j in range(width):
+        counts = len(weights) == 0 or slots[j] < weights.shape[1] - 1
+        if counts and (wide_bits(bits[j]) & ABS_BITS) >= INF_BITS:
+            return True
+    return False
+
+
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=EXACT)
-def _is_hopeless(product, inverse_cap, scale, best_so_far):
-    """Whether even the largest product of a tile leaves nothing that float32 could add to the row's mass."""
+def _is_hopeless(product, inverse_cap, scale, weight, best_so_far):
+    """Whether even the largest product of a tile leaves nothing that float32 could add to the row's mass.
+
+    weight: the largest that is added to a z of the tile.
+    """
     z = scale * product if inverse_cap == _F(0) else scale * tanh(product * inverse_cap)
-    return z < best_so_far + HOPELESS
+    return weight == _F(-np.inf) or z + weight < best_so_far + HOPELESS
 
 
 @njit(nogil=True, cache=True)
@@ -222,10 +278,24 @@ def _sum_cells(e, width, cells):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def _sum_row(z, width, so_far, cells):
+    """(top, mass, moment, place of a new top or -1) of one row of a tile; turns z into masses relative to the top."""
+    largest = _largest(z, width)
+    if largest == -np.inf or largest < so_far + HOPELESS:
+        return so_far, 0.0, 0.0, -1
+    top, place = so_far, -1
+    if largest > so_far:
+        top, place = largest, _find(z, width, largest)
+    moment = np.float64(_exponentials(z, width, top))
+    return top, _sum_cells(z, width, cells), moment, place
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def read_tile(
     tall, products, width, first, inverse_cap, scale, best_so_far, kept_so_far, row_edits, edit_starts, edit_ids,
     edit_factors, cut_z, cut_id, token_ids, soft_rows, limits, z, cells, top, mass, moment, best, finite, chosen,
-    heap_z, heap_id, heap_count, probs, probs_row,
+    heap_z, heap_id, heap_count, probs, probs_row, weights, slots, wanted, living, drawn_so_far, drawn_top,
+    drawn_mass, drawn_best,
 ):  # fmt: skip
     """Read every row of one tile of products; returns how many rows have weights in `probs`.
 
@@ -233,8 +303,13 @@ def read_tile(
     best_so_far, kept_so_far: per row, the largest z and the worst kept candidate of earlier tiles.
     Writes per row: cells (masses relative to top), top, mass, moment, best (id of a new largest z, or -1), finite (only
     to False), chosen, the candidate heap; and probs_row, the row each line of probs belongs to.
+
+    Under class weights, with `living` the classes of the tile: drawn_top, drawn_mass, drawn_best, and the cells, are of
+    the tokens that the row's sample may be; drawn_so_far is the largest z of those in earlier tiles.
     """
     filled, is_tall = 0, len(tall) > 0
+    drawn = np.empty(width, np.float32)
+    other_cells = np.empty(-(-width // CELL), np.float32)
     for i in range(len(top)):
         top[i], mass[i], moment[i], best[i], heap_count[i] = best_so_far[i], 0.0, 0.0, -1, 0
         if is_tall and i % TURNED == 0:
@@ -242,28 +317,38 @@ def read_tile(
         row = products[i % TURNED if is_tall else i]
         largest, broken = _extremes(row, width)
         if broken:
-            finite[i] = False
-            continue
-        group = row_edits[i]
-        needs_every_z = group >= 0 or limits[i] > 0 or token_ids.shape[1] > 0
-        if not needs_every_z and _is_hopeless(largest, inverse_cap, scale[i], best_so_far[i]):
+            if _is_broken(row, width, weights, slots[first:]):
+                finite[i] = False
+                continue
+            largest = _F(np.inf)
+        drawn_top[i], drawn_mass[i], drawn_best[i] = drawn_so_far[i], 0.0, -1
+        weight, drawn_weight = _heaviest(weights, i, living, wanted[i])
+        needs_every_z = row_edits[i] >= 0 or limits[i] > 0 or token_ids.shape[1] > 0
+        if (
+            not needs_every_z
+            and _is_hopeless(largest, inverse_cap, scale[i], weight, best_so_far[i])
+            and _is_hopeless(largest, inverse_cap, scale[i], drawn_weight, drawn_so_far[i])
+        ):
             continue
         _scaled_logits(row, width, inverse_cap, scale[i], z)
-        if group >= 0:
-            begin, end = edit_starts[group], edit_starts[group + 1]
-            _edit(z, first, width, edit_ids[begin:end], edit_factors[begin:end])
-        if cut_z[i] > -np.inf:
-            _cut(z, first, width, cut_z[i], cut_id[i])
+        _adjust(
+            z, first, width, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, weights, slots
+        )  # fmt: skip
+        row_cells = cells[i, first // CELL :]
+        if drawn_weight > -np.inf:
+            _keep_class(z, width, slots[first:], wanted[i], drawn)
+            drawn_top[i], drawn_mass[i], _, place = _sum_row(drawn, width, drawn_so_far[i], row_cells)
+            drawn_best[i] = first + place if place >= 0 else -1
         _choose(z, first, width, token_ids[i], chosen[i])
         if limits[i] > 0:
             heap_count[i] = _scan_candidates(z, width, first, kept_so_far[i], heap_z[i], heap_id[i], limits[i])
-        largest = _largest(z, width)
-        if largest > best_so_far[i]:
-            top[i], best[i] = largest, first + _find(z, width, largest)
-        elif largest < best_so_far[i] + HOPELESS or largest == -np.inf:
-            continue
-        moment[i] = _exponentials(z, width, top[i])
-        mass[i] = _sum_cells(z, width, cells[i, first // CELL :])
+        is_drawn = wanted[i] < 0
+        top[i], mass[i], moment[i], place = _sum_row(
+            z, width, best_so_far[i], row_cells if is_drawn else other_cells
+        )  # fmt: skip
+        best[i] = first + place if place >= 0 else -1
+        if is_drawn:
+            drawn_top[i], drawn_mass[i] = top[i], mass[i]
         if soft_rows[i] and mass[i] > NEGLIGIBLE:
             _store(z, width, probs[filled])
             probs_row[filled] = i
@@ -364,11 +449,12 @@ def _find_mass(masses, target):
 @njit(nogil=True, cache=True, error_model="numpy")
 def sample_rows(
     start, stop, hidden, embedding, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id,
-    uniform, tile_cells, tile_tops, tile_masses, cells, all_top, all_mass, sample,
+    uniform, tile_cells, tile_tops, tile_masses, cells, all_top, weights, slots, wanted, sample,
 ):  # fmt: skip
     """Inverse CDF for rows [start, stop): tile, then cell, then token; only the cell's products are computed again.
 
-    Rows whose uniform number is NaN and rows without mass are left as they are.
+    Rows whose uniform number is NaN and rows without mass are left as they are. Under class weights the masses are of
+    the tokens that may be drawn.
     """
     vocab, width = embedding.shape
     tiles = tile_tops.shape[0]
@@ -376,11 +462,14 @@ def sample_rows(
     wide_hidden = np.empty(width, np.float32)
     bits, z = np.empty(CELL, hidden.dtype), np.empty(CELL, np.float32)
     for i in range(start, stop):
-        if math.isnan(uniform[i]) or not all_mass[i] > 0:
+        if math.isnan(uniform[i]):
             continue
         for k in range(tiles):
             masses[k] = tile_masses[k, i] * math.exp(tile_tops[k, i] - all_top[i]) if tile_masses[k, i] > 0 else 0.0
-        target = uniform[i] * masses[:tiles].sum()
+        total = masses[:tiles].sum()
+        if not total > 0:
+            continue
+        target = uniform[i] * total
         tile, before = _find_mass(masses[:tiles], target)
         target = (target - before) / math.exp(tile_tops[tile, i] - all_top[i])
         row_cells = cells[i, tile * tile_cells : (tile + 1) * tile_cells]
@@ -394,11 +483,11 @@ def sample_rows(
         for j in range(count):
             bits[j] = narrow(_dot(wide_hidden, embedding[first + j]), bits)
         _scaled_logits(bits, count, inverse_cap, scale[i], z)
-        if row_edits[i] >= 0:
-            begin, end = edit_starts[row_edits[i]], edit_starts[row_edits[i] + 1]
-            _edit(z, first, count, edit_ids[begin:end], edit_factors[begin:end])
-        if cut_z[i] > -np.inf:
-            _cut(z, first, count, cut_z[i], cut_id[i])
+        _adjust(
+            z, first, count, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, weights, slots
+        )  # fmt: skip
+        if wanted[i] >= 0:
+            _keep_class(z, count, slots[first:], wanted[i], z)
         _exponentials(z, count, tile_tops[tile, i])
         token, _ = _find_mass(z[:count], share * _sum(z[:count]))
         if token >= 0:

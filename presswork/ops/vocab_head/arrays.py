@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from presswork.ops.vocab_head.classes import ClassWeights
@@ -49,16 +50,17 @@ class Cuts(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Class weights: log_weight [N, C + 1], the column of each token, the class to sample from; no rows if unused."""
+    """Class weights [N, C + 1] (no rows if unused), each token's column, and each row's class to sample from or -1."""
 
     log_weight: np.ndarray
     slots: np.ndarray
     wanted: np.ndarray
 
 
-def flat_weights(weights: ClassWeights | None) -> Weights:
-    """The weights of a call."""
+def flat_weights(weights: ClassWeights | None, rows: int) -> tuple[Weights, Float64[Tensor, "N"] | None]:
+    """(the weights of a call, what they were lessened by)."""
     if weights is None:
-        return Weights(np.empty((0, 0), np.float32), np.empty(0, np.int32), np.empty(0, np.int64))
+        return Weights(np.empty((0, 0), np.float32), np.empty(0, np.int32), np.full(rows, -1)), None
+    by_slot, shift = weights.by_slot()
     wanted = weights.sample_class.numpy().astype(np.int64)
-    return Weights(weights.by_slot()[0].numpy(), weights.classes.slots.numpy(), wanted)
+    return Weights(by_slot.numpy(), weights.classes.slots.numpy(), wanted), shift

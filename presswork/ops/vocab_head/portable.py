@@ -1,10 +1,11 @@
 """The sweep of tiled.py in torch alone, for any device and number format. N rows, T tile, V vocab, C cells."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from presswork.ops.vocab_head.candidates import Candidates, candidate_limits, filtered_rows, read_in_parts
+from presswork.ops.vocab_head.classes import ClassWeights
 from presswork.ops.vocab_head.reading import LogitEdits, Query, Reading, concatenate
 from presswork.ops.vocab_head.totals import Totals, to_reading
 
@@ -57,6 +58,8 @@ class _Sweep:
         self.kept_z = torch.empty(rows, 0, device=device)
         self.kept_id = torch.empty(rows, 0, dtype=torch.int64, device=device)
         self.chosen = None if query.token_ids is None else torch.zeros(query.token_ids.shape, device=device)
+        self.weights = None if query.class_weights is None else _Weights(query.class_weights, device)
+        self.drawn_top, self.drawn_best = torch.full_like(self.top, -torch.inf), torch.full_like(self.best, -1)
         self.cells: list[Tensor] = []
         self.cell_tops: list[Tensor] = []
         self.soft: Tensor | None = None
@@ -67,33 +70,49 @@ class _Sweep:
     def read(self) -> Reading:
         for first in range(0, self.vocab, TILE):
             self._read_tile(first)
-        sample = self._sample() if self.query.uniform is not None else self.best.clone()
         totals = Totals(
             top=self.top,
             mass=self.mass,
             moment=self.moment,
             best=self.best,
-            sample=sample,
+            sample=self._sample(),
             finite=self.finite,
             chosen_z=self.chosen,
             candidates=Candidates(self.kept_z, self.kept_id, self.top, self.mass),
             soft=self.soft,
+            shift=None if self.weights is None else self.weights.shift,
         )
         return to_reading(self.query, totals, read_in_parts)
 
     def _read_tile(self, first: int) -> None:
         raw = self.hidden @ self.query.embedding[first : first + TILE].T
         ids = torch.arange(first, first + raw.shape[1], device=raw.device)
-        self.finite &= raw.isfinite().all(dim=1)
+        broken = ~raw.isfinite()
         z = scaled(self.query, raw, ids[None])
+        drawn = z
+        if self.weights is not None:
+            broken &= self.weights.is_living(ids)
+            z = self.weights.add(z, ids[None])
+            drawn = self.weights.keep_wanted(z, ids[None])
+        self.finite &= ~broken.any(dim=1)
         where = z.argmax(dim=1)
         largest = z.gather(1, where[:, None])[:, 0]
         self.best = torch.where(largest > self.top, first + where, self.best)
         self._keep(z, ids)
         self._choose(z, first)
-        self._add(z, largest, first)
+        e, base = self._add(z, largest, first)
+        if drawn is not z:
+            largest, where = drawn.max(dim=1)
+            base = largest.clamp(min=torch.finfo(torch.float32).min)
+            e = (drawn - base[:, None]).clamp(min=-200.0).exp()
+        self.drawn_best = torch.where(largest > self.drawn_top, first + where, self.drawn_best)
+        self.drawn_top = torch.maximum(self.drawn_top, largest)
+        cells = torch.nn.functional.pad(e, (0, -e.shape[1] % CELL)).unflatten(1, (-1, CELL)).sum(dim=2)
+        self.cells.append(cells)
+        self.cell_tops.append(base[:, None].expand_as(cells))
 
-    def _add(self, z: Float[Tensor, "N T"], largest: Float[Tensor, "N"], first: int) -> None:
+    def _add(self, z: Float[Tensor, "N T"], largest: Float[Tensor, "N"], first: int) -> tuple[Tensor, Tensor]:
+        """Add a tile to the running sums; returns (e, the z at which e is 1)."""
         new_top = torch.maximum(self.top, largest)
         base = new_top.clamp(min=torch.finfo(torch.float32).min)
         drop = (z - base[:, None]).clamp(min=-200.0)
@@ -101,15 +120,13 @@ class _Sweep:
         rise = (self.top - base).double().clamp(min=-1e4)
         decay = rise.exp()
         self.moment = (self.moment + rise * self.mass) * decay + (drop * e).sum(dim=1)
-        cells = torch.nn.functional.pad(e, (0, -e.shape[1] % CELL)).unflatten(1, (-1, CELL)).sum(dim=2)
-        self.mass = self.mass * decay + cells.double().sum(dim=1)
-        self.cells.append(cells)
-        self.cell_tops.append(base[:, None].expand_as(cells))
+        self.mass = self.mass * decay + e.sum(dim=1, dtype=torch.float64)
         self.top = new_top
         if self.soft is not None:
             weights = (e * self.soft_rows[:, None]).to(self.hidden.dtype)
             part = weights @ self.query.soft_source[first : first + TILE]
             self.soft = self.soft * decay.float()[:, None] + part.float()
+        return e, base
 
     def _keep(self, z: Float[Tensor, "N T"], ids: Int[Tensor, "T"]) -> None:
         if not self.limit:
@@ -128,19 +145,46 @@ class _Sweep:
 
     def _sample(self) -> Int[Tensor, "N"]:
         """Find the cell by its recorded mass, then compute that cell's products again."""
-        assert self.query.uniform is not None
+        best = torch.where(self.drawn_best < 0, self.best, self.drawn_best)
+        if self.query.uniform is None:
+            return best
         tops = torch.cat(self.cell_tops, dim=1)
-        masses = torch.cat(self.cells, dim=1).double() * (tops - self.top[:, None]).double().exp()
+        masses = torch.cat(self.cells, dim=1).double() * (tops - self.drawn_top[:, None]).double().exp()
         cell, share = _locate(masses, self.query.uniform.double().nan_to_num(0.0))
         ids = cell[:, None] * CELL + torch.arange(CELL, device=cell.device)
+        inside = ids.clamp(max=self.vocab - 1)
         raw = [
-            torch.bmm(self.query.embedding[ids[part].clamp(max=self.vocab - 1)], self.hidden[part, :, None])[:, :, 0]
+            torch.bmm(self.query.embedding[inside[part]], self.hidden[part, :, None])[:, :, 0]
             for part in torch.arange(len(ids), device=ids.device).split(GATHER_ROWS)
         ]
         z = scaled(self.query, torch.cat(raw), ids).masked_fill(ids >= self.vocab, -torch.inf)
-        weights = (z - self.top[:, None]).double().exp().nan_to_num(0.0)
+        if self.weights is not None:
+            z = self.weights.keep_wanted(self.weights.add(z, inside), inside)
+        weights = (z - self.drawn_top[:, None]).double().exp().nan_to_num(0.0)
         token, _ = _locate(weights, share)
-        return torch.where(self.query.uniform.isnan(), self.best, cell * CELL + token)
+        return torch.where(self.query.uniform.isnan() | (self.drawn_best < 0), best, cell * CELL + token)
+
+
+class _Weights:
+    """Class weights as additions to z."""
+
+    def __init__(self, weights: ClassWeights, device: torch.device) -> None:
+        self.by_slot, self.shift = weights.by_slot()
+        self.slots = weights.classes.slots.to(device).long()
+        self.dead = weights.classes.num_classes
+        self.wanted = weights.sample_class[:, None]
+
+    def is_living(self, ids: Int[Tensor, "T"]) -> Bool[Tensor, "T"]:
+        """Which tokens are in a class."""
+        return self.slots[ids] != self.dead
+
+    def add(self, z: Float[Tensor, "N T"], ids: Int[Tensor, "#N T"]) -> Float[Tensor, "N T"]:
+        """z plus the weight of each token's class."""
+        return z + self.by_slot.gather(1, self.slots[ids].expand_as(z))
+
+    def keep_wanted(self, z: Float[Tensor, "N T"], ids: Int[Tensor, "#N T"]) -> Float[Tensor, "N T"]:
+        """z with minus infinity outside the row's sample class."""
+        return z.masked_fill((self.wanted >= 0) & (self.slots[ids] != self.wanted), -torch.inf)
 
 
 def _locate(masses: Float[Tensor, "N C"], share: Float[Tensor, "N"]) -> tuple[Int[Tensor, "N"], Float[Tensor, "N"]]:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from presswork.ops.vocab_head.classes import ClassWeights
+
 MAX_LISTED = 256  # most tokens a Reading lists for a row (top_logprobs)
 
 
@@ -41,18 +43,20 @@ class LogitEdits:
 class Reading:
     """What the rest of the engine needs to know of each row's token distribution softmax(z).
 
-    z are the softcapped, edited logits over the row's temperature, minus infinity where top_k or top_p removed a token.
+    z are the softcapped, edited logits over the row's temperature, minus infinity where top_k or top_p removed a token;
+    under class weights, plus the weight of the token's class, minus infinity where it has none.
 
     argmax: most likely id; ties go to the lowest.
-    sample: one draw by inverse CDF in id order; equals argmax in rows without a uniform number.
+    sample: one draw by inverse CDF in id order; the most likely token in rows without a uniform number. Under class
+        weights drawn from, or the most likely of, the row's sample class; argmax where that has no token left.
     log_normalizer: logsumexp of z.
     entropy: in nats.
     max_logprob: log-probability of argmax.
     chosen_logprobs: log-probabilities of the ids asked for.
     topk_ids, topk_logprobs: the most likely tokens, best first, ties by id; id -1 and minus infinity past the last one.
     soft_embedding: softmax(z) @ embedding without any scale; zeros in rows that did not ask.
-    finite: False where a product hidden @ embedding.T is NaN or infinite, or where edits leave no token. Such a row
-        has ids 0, numbers NaN and a zero soft embedding.
+    finite: False where a product hidden @ embedding.T is NaN or infinite (under class weights, of a token in some
+        class), or where no token is left. Such a row has ids 0, numbers NaN and a zero soft embedding.
     """
 
     argmax: Int[Tensor, "N"]
@@ -83,6 +87,7 @@ class Query:
     edits: LogitEdits | None = None
     top_k: Int[Tensor, "N"] | None = None
     top_p: Float[Tensor, "N"] | None = None
+    class_weights: ClassWeights | None = None
 
     def select(self, rows: slice | Int[Tensor, "R"]) -> "Query":
         """The same question for some of the rows."""
@@ -90,6 +95,8 @@ class Query:
         taken = {name: value[rows] for name in per_row if (value := getattr(self, name)) is not None}
         if self.edits is not None:
             taken["edits"] = replace(self.edits, row_group=self.edits.row_group[rows])
+        if self.class_weights is not None:
+            taken["class_weights"] = self.class_weights.select(rows)
         return replace(self, **taken)
 
 

@@ -1,10 +1,10 @@
 """The vocabulary head over the whole [N, V] matrix, in float64 after the logits: the definition. N rows, V vocab."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from presswork.ops.vocab_head.classes import ClassReading, TokenClasses
+from presswork.ops.vocab_head.classes import ClassReading, ClassWeights, TokenClasses
 from presswork.ops.vocab_head.reading import LogitEdits, Query, Reading, blank_unreadable
 
 
@@ -45,6 +45,26 @@ def draw(p: Float[Tensor, "N V"], uniform: Float[Tensor, "N"]) -> Int[Tensor, "N
     return torch.minimum(found, last)
 
 
+def _token_weights(weights: ClassWeights) -> Float64[Tensor, "N V"]:
+    """Weight of every token's class, minus infinity for tokens of none."""
+    by_slot = torch.nn.functional.pad(weights.log_weight.double(), (0, 1), value=-torch.inf)
+    return by_slot[:, weights.classes.slots.to(by_slot.device).long()]
+
+
+def _sample(z: Float[Tensor, "N V"], query: Query) -> Int[Tensor, "N"]:
+    """One id a row, of the sample class where it has a token left."""
+    argmax = z.argmax(dim=1)
+    if query.class_weights is not None:
+        wanted = query.class_weights.sample_class[:, None]
+        outside = (wanted >= 0) & (query.class_weights.classes.class_of.to(z.device) != wanted)
+        z = z.masked_fill(outside, -torch.inf)
+    sample = z.argmax(dim=1)
+    if query.uniform is not None:
+        drawn = draw(z.double().softmax(dim=1), query.uniform.nan_to_num(0.0))
+        sample = torch.where(query.uniform.isnan(), sample, drawn)
+    return torch.where((z > -torch.inf).any(dim=1), sample, argmax)
+
+
 def filtered_logits(query: Query) -> tuple[Float[Tensor, "N V"], Float[Tensor, "N V"]]:
     """(raw products, z) of every row."""
     raw = (query.hidden.to(query.embedding.dtype) @ query.embedding.T).float()
@@ -54,6 +74,8 @@ def filtered_logits(query: Query) -> tuple[Float[Tensor, "N V"], Float[Tensor, "
     if query.edits is not None:
         x = apply_edits(x, query.edits)
     z = x / query.temperature.float()[:, None]
+    if query.class_weights is not None:
+        z = z.double() + _token_weights(query.class_weights).to(z.device)
     if query.top_k is not None:
         z = keep_top_k(z, query.top_k)
     if query.top_p is not None:
@@ -68,9 +90,6 @@ def read_reference(query: Query) -> Reading:
     logprob = z.double() - log_normalizer[:, None]
     p = logprob.exp()
     argmax = z.argmax(dim=1)
-    sample = argmax
-    if query.uniform is not None:
-        sample = torch.where(query.uniform.isnan(), argmax, draw(p, query.uniform.nan_to_num(0.0)))
     topk_ids = topk_logprobs = None
     if query.top_logprobs:
         order = z.argsort(dim=1, descending=True, stable=True)[:, : query.top_logprobs]
@@ -79,17 +98,18 @@ def read_reference(query: Query) -> Reading:
         short = (0, query.top_logprobs - order.shape[1])
         topk_ids = torch.nn.functional.pad(topk_ids, short, value=-1)
         topk_logprobs = torch.nn.functional.pad(topk_logprobs, short, value=-torch.inf)
+    living = raw if query.class_weights is None else raw[:, query.class_weights.classes.class_of >= 0]
     soft = None
     if query.soft_rows is not None:
         soft = (p.to(query.embedding.dtype) @ query.soft_source) * query.soft_rows[:, None]
     return blank_unreadable(
         Reading(
             argmax=argmax,
-            sample=sample.clone(),
+            sample=_sample(z, query),
             log_normalizer=log_normalizer.float(),
             entropy=-torch.where(p > 0, p * logprob, 0.0).sum(dim=1).float(),
             max_logprob=logprob.gather(1, argmax[:, None])[:, 0].float(),
-            finite=raw.isfinite().all(dim=1) & log_normalizer.isfinite(),
+            finite=living.isfinite().all(dim=1) & log_normalizer.isfinite(),
             chosen_logprobs=None if query.token_ids is None else logprob.gather(1, query.token_ids).float(),
             topk_ids=topk_ids,
             topk_logprobs=topk_logprobs,

@@ -31,9 +31,9 @@ from torch import Tensor
 from presswork.ops.vocab_head import _kernels as kernels
 from presswork.ops.vocab_head._cuts import find_cut
 from presswork.ops.vocab_head._intrinsics import TURNED
-from presswork.ops.vocab_head.arrays import BITS, Cuts, bits, sorted_edits
+from presswork.ops.vocab_head.arrays import BITS, Cuts, bits, flat_weights, sorted_edits
 from presswork.ops.vocab_head.candidates import Candidates, candidate_limits, filtered_rows, read_in_parts
-from presswork.ops.vocab_head.classes import TILE
+from presswork.ops.vocab_head.classes import TILE, ClassWeights
 from presswork.ops.vocab_head.reading import Query, Reading, concatenate
 from presswork.ops.vocab_head.threads import LAG, Submit, run_now, share_threads, worker_threads
 from presswork.ops.vocab_head.totals import Totals, to_reading
@@ -93,6 +93,7 @@ class _Workspace:
     z: np.ndarray
     moment: np.ndarray
     best: np.ndarray
+    drawn_best: np.ndarray
     heap_z: np.ndarray
     heap_id: np.ndarray
     heap_count: np.ndarray
@@ -124,6 +125,19 @@ class _Sweep:
         self._prepare_totals()
         self.cuts = Cuts(np.full(self.rows, -np.inf, np.float32), np.zeros(self.rows, np.int64))
         self.spare: deque[_Workspace] = deque()
+        self._prepare_draw(query.class_weights)
+
+    def _prepare_draw(self, weights: ClassWeights | None) -> None:
+        """Sums over the tokens that may be drawn: under class weights not those of the row's distribution."""
+        self.weights, self.shift = flat_weights(weights, self.rows)
+        self.drawn_tops, self.drawn_masses, self.drawn_top = self.tile_tops, self.tile_masses, self.top
+        self.tiles, self.tile_classes = range(self.num_tiles), (np.empty(0, np.int32),) * self.num_tiles
+        if weights is not None:
+            self.tiles, self.tile_classes = weights.classes.living_tiles, weights.classes.tile_classes
+            self.drawn_tops, self.drawn_masses = self.tile_tops.copy(), self.tile_masses.copy()
+            self.drawn_top = self.top.copy()
+            self.chosen[:] = -np.inf
+        self.drawn_best = np.full(self.rows, -1)
 
     def _prepare_rows(self) -> None:
         query, rows = self.query, self.rows
@@ -143,8 +157,8 @@ class _Sweep:
     def _prepare_totals(self) -> None:
         rows, tiles = self.rows, self.num_tiles
         kept = int(self.limits.max(initial=0))
-        self.tile_tops = np.empty((tiles, rows), np.float32)
-        self.tile_masses = np.empty((tiles, rows))
+        self.tile_tops = np.full((tiles, rows), -np.inf, np.float32)
+        self.tile_masses = np.zeros((tiles, rows))
         self.tile_cells = -(-self.tile_width // kernels.CELL)
         self.cells = np.zeros((rows, tiles * self.tile_cells), np.float32)
         self.finite = np.ones(rows, np.bool_)
@@ -169,6 +183,7 @@ class _Sweep:
             z=np.empty(self.tile_width, np.float32),
             moment=np.empty(rows),
             best=np.empty(rows, np.int64),
+            drawn_best=np.empty(rows, np.int64),
             heap_z=np.empty((rows, kept), np.float32),
             heap_id=np.empty((rows, kept), np.int64),
             heap_count=np.empty(rows, np.int64),
@@ -176,18 +191,21 @@ class _Sweep:
         )
 
     def run(self, submit: Submit) -> None:
-        """Read all tiles, at most LAG at a time, merging the oldest before each new one."""
-        pending: deque[Future[_Workspace]] = deque()
-        for tile in range(self.num_tiles):
+        """Read all tiles with tokens, at most LAG at a time, merging the oldest before each new one."""
+        pending: deque[tuple[int, Future[_Workspace]]] = deque()
+        for tile in self.tiles:
             if len(pending) == LAG:
-                self._merge(tile - LAG, pending.popleft().result())
+                self._merge(*pending.popleft())
             space = self.spare.pop() if self.spare else self._workspace()
-            pending.append(submit(self._read, tile, space, self.top.copy(), self.kept_worst.copy()))
-        for tile in range(self.num_tiles - len(pending), self.num_tiles):
-            self._merge(tile, pending.popleft().result())
+            so_far = self.top.copy(), self.kept_worst.copy(), self.drawn_top.copy()
+            pending.append((tile, submit(self._read, tile, space, *so_far)))
+        while pending:
+            self._merge(*pending.popleft())
 
     @torch.inference_mode()  # the caller's mode does not reach other threads, and its buffers may need it
-    def _read(self, tile: int, space: _Workspace, best_so_far: np.ndarray, kept_so_far: np.ndarray) -> _Workspace:
+    def _read(
+        self, tile: int, space: _Workspace, best_so_far: np.ndarray, kept_so_far: np.ndarray, drawn_so_far: np.ndarray
+    ) -> _Workspace:
         first = tile * TILE
         width = min(TILE, self.vocab - first)
         self._multiply(self.embedding[first : first + width], space)
@@ -196,6 +214,8 @@ class _Sweep:
             kept_so_far, *self.edits, *self.cuts, self.token_ids, self.soft_rows, self.limits, space.z, self.cells,
             self.tile_tops[tile], self.tile_masses[tile], space.moment, space.best, self.finite, self.chosen,
             space.heap_z, space.heap_id, space.heap_count, bits(space.probs), space.probs_row,
+            *self.weights, self.tile_classes[tile], drawn_so_far, self.drawn_tops[tile], self.drawn_masses[tile],
+            space.drawn_best,
         )  # fmt: skip
         if space.filled:
             # Few distinct heights, because the matmul library prepares a kernel for each.
@@ -239,17 +259,22 @@ class _Sweep:
         else:
             torch.mm(self.hidden[: self.rows], weights.T, out=space.products[: self.rows, :width])
 
-    def _merge(self, tile: int, space: _Workspace) -> None:
+    def _merge(self, tile: int, done: "Future[_Workspace]") -> None:
+        space = done.result()
         kernels.merge_tile(
             self.tile_tops[tile], self.tile_masses[tile], space.moment, space.best, space.heap_z, space.heap_id,
             space.heap_count, space.probs_row, bits(space.part), space.filled, self.top, self.mass, self.moment,
             self.best, self.limits, self.kept_z, self.kept_id, self.kept_count, self.kept_worst, self.soft,
         )  # fmt: skip
+        if len(self.weights.log_weight):
+            above = self.drawn_tops[tile] > self.drawn_top
+            self.drawn_top[above] = self.drawn_tops[tile][above]
+            self.drawn_best[above] = space.drawn_best[above]
         self.spare.append(space)
 
     def sample(self, submit: Submit) -> np.ndarray:
         """One id a row from its uniform number, or the most likely one."""
-        sample = self.best.copy()
+        sample = np.where(self.drawn_best >= 0, self.drawn_best, self.best)
         if self.query.uniform is None:
             return sample
         uniform = self.query.uniform.double().contiguous().numpy()
@@ -258,7 +283,8 @@ class _Sweep:
         embedding = np.from_dlpack(self.embedding.view(BITS[self.embedding.dtype]))
         shared = (
             bits(self.hidden), embedding, self.inverse_cap, self.scale, *self.edits, *self.cuts,
-            uniform, self.tile_cells, self.tile_tops, self.tile_masses, self.cells, self.top, self.mass, sample,
+            uniform, self.tile_cells, self.drawn_tops, self.drawn_masses, self.cells, self.drawn_top,
+            *self.weights, sample,
         )  # fmt: skip
         starts = range(0, self.rows, step) if self.rows else ()
         for done in [submit(kernels.sample_rows, i, min(i + step, self.rows), *shared) for i in starts]:
@@ -287,4 +313,5 @@ class _Sweep:
             chosen_z=None if self.query.token_ids is None else torch.from_numpy(self.chosen),
             candidates=Candidates(torch.from_numpy(kept_z), torch.from_numpy(kept_id), top, mass),
             soft=soft,
+            shift=self.shift,
         )

@@ -18,6 +18,7 @@ class Totals:
     mass, moment: sums of e and (z - top) e, with e = exp(z - top).
     chosen_z: z of the ids asked for.
     soft: sum of e times the embedding rows, where wanted.
+    shift: what class weights were lessened by, and z with them.
     """
 
     top: Float[Tensor, "N"]
@@ -29,6 +30,7 @@ class Totals:
     chosen_z: Float[Tensor, "N M"] | None
     candidates: Candidates
     soft: Float[Tensor, "N E"] | None
+    shift: Float[Tensor, "N"] | None = None
 
 
 def to_reading(query: Query, totals: Totals, read_rest: Callable[[Query], Reading]) -> Reading:
@@ -48,7 +50,7 @@ def to_reading(query: Query, totals: Totals, read_rest: Callable[[Query], Readin
     reading = Reading(
         argmax=totals.best,
         sample=totals.sample,
-        log_normalizer=log_normalizer.float(),
+        log_normalizer=(log_normalizer if totals.shift is None else log_normalizer + totals.shift).float(),
         entropy=(log_mass - totals.moment / totals.mass).float(),
         max_logprob=-log_mass.float(),
         finite=totals.finite & (totals.mass > 0),
