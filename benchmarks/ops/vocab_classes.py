@@ -10,9 +10,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from presswork.ops.vocab_head import TokenClasses, read_classes, read_vocab
+from presswork.ops.vocab_head import ClassWeights, Reading, TokenClasses, read_classes, read_vocab
 
 VOCAB = 262144
 SPREADS = {"flat": 2.0, "peaked": 12.0}
@@ -37,23 +36,36 @@ def many_classes() -> TokenClasses:
     return TokenClasses(class_of=class_of, num_classes=1501)
 
 
+def some_weights(classes: TokenClasses, rows: int) -> ClassWeights:
+    """Weights within a few nats; half of the classes off; every sample from one class, in most rows the first."""
+    log_weight = torch.randn(rows, classes.num_classes)
+    log_weight[torch.rand(log_weight.shape) < 0.5] = -torch.inf
+    log_weight[:, :2] = 0.0
+    sample_class = (torch.rand(rows) < 0.3).long()
+    return ClassWeights(classes=classes, log_weight=log_weight, sample_class=sample_class)
+
+
 def kinds(rows: int, width: int, dtype: torch.dtype, spread: float) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
+    """What is timed, by name; "free" in the name of a plain reading."""
     embedding = (torch.randn(VOCAB, width) / width**0.5).to(dtype)
     hidden = (torch.randn(rows, width) * spread).to(dtype)
-    asked = {"softcap": 30.0, "temperature": torch.full((rows,), 0.6)}
     uniform = torch.rand(rows, dtype=torch.float64)
 
-    def free(hidden: Tensor) -> object:
-        n = len(hidden)
+    def read(num: int, class_weights: ClassWeights | None) -> Reading:
         return read_vocab(
-            hidden, embedding, softcap=30.0, temperature=asked["temperature"][:n], uniform=uniform[:n],
-            soft_embedding=True,
+            hidden[:num], embedding, softcap=30.0, temperature=torch.full((num,), 0.6), uniform=uniform[:num],
+            soft_embedding=True, class_weights=class_weights,
         )  # fmt: skip
 
-    found: dict[str, Callable[[], object]] = {"free": partial(free, hidden)}
-    for name, classes in (("300 living", few_classes()), ("1,501 classes", many_classes())):
-        found[f"classes, {name}"] = partial(read_classes, hidden, embedding, classes=classes, **asked)
+    few, many = few_classes(), many_classes()
+    found: dict[str, Callable[[], object]] = {"free": partial(read, rows, None)}
+    for name, classes in (("300 living", few), ("1,501 classes", many)):
+        found[f"classes, {name}"] = partial(
+            read_classes, hidden, embedding, softcap=30.0, temperature=torch.full((rows,), 0.6), classes=classes
+        )
+        found[f"weighted, {name}"] = partial(read, rows, some_weights(classes, rows))
+    found["free, half of the rows"] = partial(read, rows // 2, None)
+    found["weighted, half, 1,501 classes"] = partial(read, rows // 2, some_weights(many, rows // 2))
     return found
 
 

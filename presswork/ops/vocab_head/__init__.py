@@ -8,6 +8,7 @@ from torch import Tensor
 
 from presswork.errors import ConfigError, RequestError
 from presswork.ops.vocab_head.classes import ClassReading, ClassWeights, TokenClasses
+from presswork.ops.vocab_head.narrow import read_narrow
 from presswork.ops.vocab_head.portable import read_portable
 from presswork.ops.vocab_head.portable_classes import read_classes_portable
 from presswork.ops.vocab_head.reading import MAX_LISTED, EditGroup, LogitEdits, Query, Reading
@@ -110,7 +111,10 @@ def read_vocab(
     _check_ids(query, vocab)
     if class_weights is not None:
         _check_weights(query, class_weights)
-    return {"reference": read_reference, "tiled": read_tiled, "portable": read_portable}[_chosen(impl, query)](query)
+    chosen = _chosen(impl, query)
+    if chosen == "reference":
+        return read_reference(query)
+    return read_narrow(query, read_tiled if chosen == "tiled" else read_portable)
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ Weights and products arrive as integer views of their bits, int16 for bfloat16 a
 serves both. Arithmetic is float32 within a cell of CELL neighbouring ids and float64 above it. The loops over one row
 are kept in small functions of their own because LLVM vectorises those reliably; fastmath flags are chosen per function
 so that exact tricks (rounding by a magic constant, minus infinity) survive. Nearly all of it is one file: numba's cache
-notices a change only in the file of the compiled function itself, not in one that function calls into.
+notices a change only in the file of the compiled function itself, not in one that function calls into; after a change
+in `_intrinsics.py` or `_class_weights.py`, delete `__pycache__/_*kernels.*.nb?`.
 """
 
 import math
@@ -12,6 +13,7 @@ import math
 import numpy as np
 from numba import njit
 
+from presswork.ops.vocab_head._class_weights import clear_dead, gather_weights, keep_class, place_of, weigh
 from presswork.ops.vocab_head._intrinsics import TURNED, as_bits, as_float, narrow, transpose, wide_bits
 
 CELL = 64  # ids whose mass is kept as one number; a sampled token costs one cell of recomputed products
@@ -189,56 +191,16 @@ def _scan_candidates(z, width, first, floor, heap_z, heap_id, limit):
 
 
 @njit(nogil=True, cache=True)
-def _weigh(z, width, slots, weights):
-    """Add the weight of each token's class; where that is minus infinity, so is z, even a NaN."""
-    for j in range(width):
-        weight = weights[slots[j]]
-        z[j] = z[j] + weight if weight > -np.inf else weight
-
-
-@njit(nogil=True, cache=True)
-def _keep_class(z, width, slots, wanted, kept):
-    """Copy z, with minus infinity for every token outside the class."""
-    for j in range(width):
-        kept[j] = z[j] if slots[j] == wanted else _F(-np.inf)
-
-
-@njit(nogil=True, cache=True)
-def _adjust(z, first, width, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, weights, slots):
-    """Edits, class weights and cut of row i, on ids [first, first + width)."""
+def _adjust(z, first, width, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, weights, places):
+    """Edits, class weights (unless empty) and cut of row i, on ids [first, first + width)."""
     group = row_edits[i]
     if group >= 0:
         begin, end = edit_starts[group], edit_starts[group + 1]
         _edit(z, first, width, edit_ids[begin:end], edit_factors[begin:end])
     if len(weights) > 0:
-        _weigh(z, width, slots[first:], weights[i])
+        weigh(z, width, places, weights)
     if cut_z[i] > -np.inf:
         _cut(z, first, width, cut_z[i], cut_id[i])
-
-
-@njit(nogil=True, cache=True)
-def _heaviest(weights, i, living, wanted):
-    """(largest class weight in a tile, that of the class to sample from if the tile has it); (0, -inf) if unused."""
-    if len(weights) == 0:
-        return _F(0), _F(-np.inf)
-    top, own = _F(-np.inf), _F(-np.inf)
-    for c in living:
-        top = max(top, weights[i, c])
-    if wanted >= 0:
-        place = np.searchsorted(living, wanted)
-        if place < len(living) and living[place] == wanted:
-            own = weights[i, wanted]
-    return top, own
-
-
-@njit(nogil=True, cache=True)
-def _is_broken(bits, width, weights, slots):
-    """Whether a product of a token that may count is NaN or infinite."""
-    for j in range(width):
-        counts = len(weights) == 0 or slots[j] < weights.shape[1] - 1
-        if counts and (wide_bits(bits[j]) & ABS_BITS) >= INF_BITS:
-            return True
-    return False
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath=EXACT)
@@ -294,7 +256,7 @@ def _sum_row(z, width, so_far, cells):
 def read_tile(
     tall, products, width, first, inverse_cap, scale, best_so_far, kept_so_far, row_edits, edit_starts, edit_ids,
     edit_factors, cut_z, cut_id, token_ids, soft_rows, limits, z, cells, top, mass, moment, best, finite, chosen,
-    heap_z, heap_id, heap_count, probs, probs_row, weights, slots, wanted, living, drawn_so_far, drawn_top,
+    heap_z, heap_id, heap_count, probs, probs_row, weights, wanted, living, places, drawn_so_far, drawn_top,
     drawn_mass, drawn_best,
 ):  # fmt: skip
     """Read every row of one tile of products; returns how many rows have weights in `probs`.
@@ -304,10 +266,12 @@ def read_tile(
     Writes per row: cells (masses relative to top), top, mass, moment, best (id of a new largest z, or -1), finite (only
     to False), chosen, the candidate heap; and probs_row, the row each line of probs belongs to.
 
-    Under class weights, with `living` the classes of the tile: drawn_top, drawn_mass, drawn_best, and the cells, are of
-    the tokens that the row's sample may be; drawn_so_far is the largest z of those in earlier tiles.
+    Under class weights, with `living` the classes of the tile and `places` each token's place among them: drawn_top,
+    drawn_mass, drawn_best and the cells are of the tokens that the row's sample may be; drawn_so_far is the largest z
+    of those in earlier tiles.
     """
-    filled, is_tall = 0, len(tall) > 0
+    filled, is_tall, weighted = 0, len(tall) > 0, weights.shape[1] > 0
+    weight, table = _F(0), np.empty(len(living) + 1 if weighted else 0, np.float32)
     drawn = np.empty(width, np.float32)
     other_cells = np.empty(-(-width // CELL), np.float32)
     for i in range(len(top)):
@@ -316,13 +280,19 @@ def read_tile(
             transpose(tall, i, width, products)
         row = products[i % TURNED if is_tall else i]
         largest, broken = _extremes(row, width)
+        if broken and weighted:
+            clear_dead(row, width, places, len(living))
+            largest, broken = _extremes(row, width)
         if broken:
-            if _is_broken(row, width, weights, slots[first:]):
-                finite[i] = False
-                continue
-            largest = _F(np.inf)
+            finite[i] = False
+            continue
         drawn_top[i], drawn_mass[i], drawn_best[i] = drawn_so_far[i], 0.0, -1
-        weight, drawn_weight = _heaviest(weights, i, living, wanted[i])
+        drawn_place, drawn_weight = -1, _F(-np.inf)
+        if weighted:
+            gather_weights(weights[i], living, table)
+            weight = _largest(table, len(table))
+            drawn_place = place_of(living, wanted[i])
+            drawn_weight = table[drawn_place]
         needs_every_z = row_edits[i] >= 0 or limits[i] > 0 or token_ids.shape[1] > 0
         if (
             not needs_every_z
@@ -332,11 +302,11 @@ def read_tile(
             continue
         _scaled_logits(row, width, inverse_cap, scale[i], z)
         _adjust(
-            z, first, width, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, weights, slots
+            z, first, width, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, table, places
         )  # fmt: skip
         row_cells = cells[i, first // CELL :]
         if drawn_weight > -np.inf:
-            _keep_class(z, width, slots[first:], wanted[i], drawn)
+            keep_class(z, width, places, drawn_place, drawn)
             drawn_top[i], drawn_mass[i], _, place = _sum_row(drawn, width, drawn_so_far[i], row_cells)
             drawn_best[i] = first + place if place >= 0 else -1
         _choose(z, first, width, token_ids[i], chosen[i])
@@ -484,10 +454,11 @@ def sample_rows(
             bits[j] = narrow(_dot(wide_hidden, embedding[first + j]), bits)
         _scaled_logits(bits, count, inverse_cap, scale[i], z)
         _adjust(
-            z, first, count, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, weights, slots
+            z, first, count, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, weights[i],
+            slots[first:],
         )  # fmt: skip
         if wanted[i] >= 0:
-            _keep_class(z, count, slots[first:], wanted[i], z)
+            keep_class(z, count, slots[first:], wanted[i], z)
         _exponentials(z, count, tile_tops[tile, i])
         token, _ = _find_mass(z[:count], share * _sum(z[:count]))
         if token >= 0:

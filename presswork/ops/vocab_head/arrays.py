@@ -50,7 +50,7 @@ class Cuts(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Class weights [N, C + 1] (no rows if unused), each token's column, and each row's class to sample from or -1."""
+    """Class weights [N, C + 1] (no columns if unused), each token's column, each row's class to sample from or -1."""
 
     log_weight: np.ndarray
     slots: np.ndarray
@@ -60,7 +60,7 @@ class Weights(NamedTuple):
 def flat_weights(weights: ClassWeights | None, rows: int) -> tuple[Weights, Float64[Tensor, "N"] | None]:
     """(the weights of a call, what they were lessened by)."""
     if weights is None:
-        return Weights(np.empty((0, 0), np.float32), np.empty(0, np.int32), np.full(rows, -1)), None
+        return Weights(np.empty((rows, 0), np.float32), np.empty(0, np.int32), np.full(rows, -1)), None
     by_slot, shift = weights.by_slot()
     wanted = weights.sample_class.numpy().astype(np.int64)
     return Weights(by_slot.numpy(), weights.classes.slots.numpy(), wanted), shift

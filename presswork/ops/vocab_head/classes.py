@@ -12,6 +12,9 @@ from presswork.errors import RequestError
 
 TILE = 2048  # ids a tile; 4 MiB of embedding at D = 1024
 PIECE = 32  # tokens of one class whose masses are added in float32
+NARROW = (
+    16384  # living tokens up to which, if they are a quarter at most, weighted readings gather them; 32 MiB at D = 1024
+)
 CROWDED = 0.5  # share of living tokens from which a tile is multiplied whole; below, their rows are gathered
 
 
@@ -41,6 +44,8 @@ class TokenClasses:
     chunks: all living tokens, each once.
     living_tiles: which tiles of TILE ids hold a living token.
     tile_classes: the classes of each tile, ascending.
+    narrow: where few tokens live, their ids, and the same classes over them alone.
+    places: place of each token's class among those of its tile; one past the last for -1.
     """
 
     class_of: Int[Tensor, "V"]
@@ -49,6 +54,8 @@ class TokenClasses:
     chunks: tuple[Chunk, ...] = field(init=False, repr=False)
     living_tiles: tuple[int, ...] = field(init=False, repr=False)
     tile_classes: tuple[np.ndarray, ...] = field(init=False, repr=False)
+    places: np.ndarray = field(init=False, repr=False)
+    narrow: "tuple[Int[Tensor, 'S'], TokenClasses] | None" = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         class_of = _checked(self.class_of, self.num_classes)
@@ -60,9 +67,23 @@ class TokenClasses:
             "chunks": tuple(_chunks(class_of)),
             "living_tiles": tuple(number for number, classes in enumerate(tile_classes) if len(classes)),
             "tile_classes": tile_classes,
+            "places": np.concatenate([np.empty(0, np.int32), *map(_places, tiles, tile_classes)]),
         }
+        living = np.flatnonzero(class_of >= 0)
+        derived["narrow"] = None
+        if 0 < len(living) <= min(NARROW, len(class_of) // 4):
+            few = TokenClasses(class_of=torch.from_numpy(class_of[living]), num_classes=self.num_classes)
+            derived["narrow"] = (torch.from_numpy(living), few)
         for name, value in derived.items():
             object.__setattr__(self, name, value)
+
+    def in_tile(self, tile: int) -> tuple[np.ndarray, np.ndarray]:
+        """(classes of a tile, places of its tokens)."""
+        return self.tile_classes[tile], self.places[tile * TILE : (tile + 1) * TILE]
+
+
+def _places(class_of: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    return np.where(class_of < 0, len(classes), np.searchsorted(classes, class_of)).astype(np.int32)
 
 
 def _checked(class_of: Int[Tensor, "V"], num_classes: int) -> np.ndarray:

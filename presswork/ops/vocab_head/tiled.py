@@ -40,6 +40,7 @@ from presswork.ops.vocab_head.totals import Totals, to_reading
 
 MAX_ROWS = 256  # rows a sweep; more rows are read in turns so that memory stays bounded
 CUT_BYTES = 2**26  # for whole rows of logits, only while looking for a wide nucleus; 64 rows at V = 262,144
+_NO_CLASSES = (np.empty(0, np.int32), np.empty(0, np.int32))
 _ROW_PADDING = 32  # without it all rows of a tile of 2048 would compete for the same cache lines
 
 
@@ -131,9 +132,9 @@ class _Sweep:
         """Sums over the tokens that may be drawn: under class weights not those of the row's distribution."""
         self.weights, self.shift = flat_weights(weights, self.rows)
         self.drawn_tops, self.drawn_masses, self.drawn_top = self.tile_tops, self.tile_masses, self.top
-        self.tiles, self.tile_classes = range(self.num_tiles), (np.empty(0, np.int32),) * self.num_tiles
+        self.tiles, self.classes = range(self.num_tiles), None if weights is None else weights.classes
         if weights is not None:
-            self.tiles, self.tile_classes = weights.classes.living_tiles, weights.classes.tile_classes
+            self.tiles = weights.classes.living_tiles
             self.drawn_tops, self.drawn_masses = self.tile_tops.copy(), self.tile_masses.copy()
             self.drawn_top = self.top.copy()
             self.chosen[:] = -np.inf
@@ -209,13 +210,14 @@ class _Sweep:
         first = tile * TILE
         width = min(TILE, self.vocab - first)
         self._multiply(self.embedding[first : first + width], space)
+        living = _NO_CLASSES if self.classes is None else self.classes.in_tile(tile)
         space.filled = kernels.read_tile(
             bits(space.tall), bits(space.products), width, first, self.inverse_cap, self.scale, best_so_far,
             kept_so_far, *self.edits, *self.cuts, self.token_ids, self.soft_rows, self.limits, space.z, self.cells,
             self.tile_tops[tile], self.tile_masses[tile], space.moment, space.best, self.finite, self.chosen,
             space.heap_z, space.heap_id, space.heap_count, bits(space.probs), space.probs_row,
-            *self.weights, self.tile_classes[tile], drawn_so_far, self.drawn_tops[tile], self.drawn_masses[tile],
-            space.drawn_best,
+            self.weights.log_weight, self.weights.wanted, *living, drawn_so_far, self.drawn_tops[tile],
+            self.drawn_masses[tile], space.drawn_best,
         )  # fmt: skip
         if space.filled:
             # Few distinct heights, because the matmul library prepares a kernel for each.
@@ -266,7 +268,7 @@ class _Sweep:
             space.heap_count, space.probs_row, bits(space.part), space.filled, self.top, self.mass, self.moment,
             self.best, self.limits, self.kept_z, self.kept_id, self.kept_count, self.kept_worst, self.soft,
         )  # fmt: skip
-        if len(self.weights.log_weight):
+        if self.classes is not None:
             above = self.drawn_tops[tile] > self.drawn_top
             self.drawn_top[above] = self.drawn_tops[tile][above]
             self.drawn_best[above] = space.drawn_best[above]
