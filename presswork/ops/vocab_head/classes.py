@@ -12,9 +12,7 @@ from presswork.errors import RequestError
 
 TILE = 2048  # ids a tile; 4 MiB of embedding at D = 1024
 PIECE = 32  # tokens of one class whose masses are added in float32
-NARROW = (
-    16384  # living tokens up to which, if they are a quarter at most, weighted readings gather them; 32 MiB at D = 1024
-)
+NARROW = 16384  # most living tokens, where they are a quarter of all at most, that weighted readings gather
 CROWDED = 0.5  # share of living tokens from which a tile is multiplied whole; below, their rows are gathered
 
 
