@@ -180,12 +180,16 @@ class ClassReading:
         best: Int[Tensor, "N C"],
         finite: Bool[Tensor, "N"],
     ) -> "ClassReading":
-        """From mass, the sum of e = exp(z - top), and moment, the sum of (z - top) e. Mutates `best` and `top`."""
-        empty, bad = mass == 0, ~finite[:, None]
-        log_mass = (top + mass.log()).masked_fill_(empty, -torch.inf).masked_fill_(bad, torch.nan)
-        mean = (top + moment / mass).masked_fill_(empty, 0.0).masked_fill_(bad, torch.nan)
-        best.masked_fill_(empty, -1).masked_fill_(bad, 0)
-        top.masked_fill_(empty, -torch.inf).masked_fill_(bad, torch.nan)
+        """From mass, the sum of e = exp(z - top), and moment, the sum of (z - top) e. Mutates all but `finite`."""
+        empty = mass == 0
+        mean = moment.div_(mass).add_(top).masked_fill_(empty, 0.0)
+        log_mass = mass.log_().add_(top)
+        best.masked_fill_(empty, -1)
+        top.masked_fill_(empty, -torch.inf)
+        if not bool(finite.all()):
+            for numbers in (log_mass, mean, top):
+                numbers[~finite] = torch.nan
+            best[~finite] = 0
         return ClassReading(log_mass=log_mass, mean=mean, best=best, top=top, finite=finite)
 
 
