@@ -161,7 +161,8 @@ def test_rows_without_any_token_left_are_marked(impl: Any) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_only_tokens_in_a_class_can_spoil_a_row(impl: Any) -> None:
+@pytest.mark.parametrize("softcap", (None, 30.0))
+def test_only_tokens_in_a_class_can_spoil_a_row(softcap: float | None, impl: Any) -> None:
     """In a tile with other tokens and in one without."""
     vocab = 7000
     hidden, embedding = weights(2, 8, vocab, torch.float32)
@@ -170,11 +171,11 @@ def test_only_tokens_in_a_class_can_spoil_a_row(impl: Any) -> None:
     class_of[[10, 5000]] = -1
     class_of[20] = 4
     classes = TokenClasses(class_of=class_of, num_classes=9)
-    asked = ask(2, vocab, class_weights=some_weights(2, classes), token_ids=None, soft_embedding=False)
+    asked = ask(2, vocab, class_weights=some_weights(2, classes), token_ids=None, soft_embedding=False, softcap=softcap)
     clean = read_vocab(hidden, embedding, impl=impl, **asked)
     embedding[10], embedding[3000], embedding[5000] = math.nan, math.inf, -math.inf
     got = read_vocab(hidden, embedding, impl=impl, **asked)
-    assert bool(got.finite.all()) and torch.equal(got.entropy, clean.entropy)
+    assert bool(got.finite.all()) and torch.equal(got.entropy, clean.entropy) and torch.equal(got.sample, clean.sample)
     embedding[20, 0] = math.nan
     assert not bool(read_vocab(hidden, embedding, impl=impl, **asked).finite.any())
 
