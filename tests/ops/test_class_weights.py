@@ -106,6 +106,31 @@ def test_samples_have_the_frequencies_of_the_class(wanted: int, dtype: torch.dty
     assert wanted < 0 or bool((classes.class_of[got.sample] == wanted).all())
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_class_is_drawn_from_tiles_without_any_mass(impl: Any) -> None:
+    """Its tokens are 200 nats below the first tile's, and read long after it; so is the rest of their tiles."""
+    draws, vocab = 200, 12 * 2048
+    embedding = torch.zeros(vocab, 1)
+    embedding[:2048] = 200.0
+    own = torch.tensor([20_500, 22_000, 24_000])
+    embedding[own, 0] = torch.tensor([1.0, 2.0, 3.0])
+    class_of = torch.zeros(vocab, dtype=torch.int32)
+    class_of[own] = 1
+    class_weights = ClassWeights(
+        classes=TokenClasses(class_of=class_of, num_classes=2),
+        log_weight=torch.zeros(draws, 2),
+        sample_class=torch.ones(draws, dtype=torch.int64),
+    )
+    got = read_vocab(
+        torch.ones(draws, 1), embedding, softcap=None, temperature=torch.ones(draws), uniform=even_draws(draws),
+        class_weights=class_weights, impl=impl,
+    )  # fmt: skip
+    expected = draws * embedding[own, 0].softmax(dim=0)
+    counts = torch.bincount(got.sample, minlength=vocab)[own]
+    assert float((counts - expected).abs().max()) <= 1.001
+    assert got.argmax.unique().tolist() == [0]
+
+
 @pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("edited", (False, True))
