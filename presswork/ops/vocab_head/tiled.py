@@ -59,8 +59,8 @@ def read_tiled(query: Query) -> Reading:
 
 
 def _read_rows(query: Query) -> Reading:
-    sweep = _Sweep(query)
     with worker_threads(*share_threads(*query.hidden.shape, query.embedding.shape[0])) as submit:
+        sweep = _Sweep(query)  # in here, because torch's own threads would go on spinning after its large operations
         sweep.run(submit)
         totals = sweep.totals(sweep.sample(submit))
         sweep.spare.clear()

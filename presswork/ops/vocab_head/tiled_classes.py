@@ -34,11 +34,11 @@ def read_classes_tiled(query: Query, classes: TokenClasses) -> ClassReading:
 
 
 def _read_rows(query: Query, classes: TokenClasses) -> ClassReading:
-    sweep = _Sweep(query, classes)
     living = sum(chunk.width for chunk in classes.chunks)
     with worker_threads(*share_threads(query.hidden.shape[0], query.hidden.shape[1], living)) as submit:
+        sweep = _Sweep(query, classes)
         sweep.run(submit)
-    return sweep.reading()
+        return sweep.reading()
 
 
 @dataclass(slots=True)
