@@ -1,6 +1,6 @@
 """Tokens merged into classes, and weights on the classes. N rows, V vocab, C classes, T tokens, P pieces."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -171,6 +171,10 @@ class ClassReading:
     best: Int[Tensor, "N C"]
     top: Float[Tensor, "N C"]
     finite: Bool[Tensor, "N"]
+
+    def select(self, rows: slice) -> "ClassReading":
+        """The reading of some of the rows."""
+        return ClassReading(**{f.name: getattr(self, f.name)[rows] for f in fields(ClassReading)})
 
     @staticmethod
     def from_sums(
