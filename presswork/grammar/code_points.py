@@ -1,4 +1,4 @@
-"""Sets of code points as sorted, disjoint, inclusive ranges. Surrogates are no characters and belong to none of them."""
+"""Sets of code points as sorted, disjoint, inclusive ranges. Surrogates are no characters and in none of them."""
 
 import re
 from collections.abc import Iterable

@@ -9,8 +9,8 @@ from presswork.grammar.dfa import Dfa, renumbered, sources
 def minimize(dfa: Dfa) -> Dfa:
     """Leave out states that no accepted text passes, and put together states that the same texts lead to acceptance.
 
-    Returns: The one minimal automaton, states in the order in which a breadth-first search by symbol meets them; without
-        any state when nothing is accepted.
+    Returns: The one minimal automaton, states in the order in which a breadth-first search by symbol meets them;
+        without any state when nothing is accepted.
     """
     living = _living(dfa)
     trimmed = renumbered(dfa, lambda state: state if state in living else None)
@@ -35,9 +35,9 @@ def _living(dfa: Dfa) -> set[int]:
 class _Partition:
     """Blocks of states that nothing has told apart yet.
 
-    When a block is split its largest part keeps the number. A state whose targets kept theirs cannot have come to differ
-    from its block, so only sources of renumbered states are looked at again: at most log2(states) times for each edge,
-    as in Hopcroft's algorithm (1971).
+    When a block is split its largest part keeps the number. A state whose targets kept theirs cannot have come to
+    differ from its block, so only sources of renumbered states are looked at again: at most log2(states) times for
+    each edge, as in Hopcroft's algorithm (1971).
     """
 
     def __init__(self, dfa: Dfa):

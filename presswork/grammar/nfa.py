@@ -41,7 +41,7 @@ class Nfa:
 
 
 def nfa_size(node: Expression, sizes: Mapping[Expression, int]) -> int:
-    """States and edges that `build_nfa` makes of a node; sizes holds those of its children (`Dfa.size` for products)."""
+    """States and edges that `build_nfa` makes of a node, given those of its children (for products, `Dfa.size`)."""
     match node:
         case Chars(ranges=ranges):
             fragment = utf8_fragment(ranges)
