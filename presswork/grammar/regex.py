@@ -89,8 +89,8 @@ def _shown(pattern: str) -> str:
     return repr(pattern if len(pattern) <= 60 else pattern[:57] + "...")
 
 
-# What stands on one side of a piece of the pattern: another piece (so no anchor may), an end of the pattern beyond which
-# any text may lie, or one beyond which none may.
+# What stands on one side of a piece of the pattern: another piece (so no anchor may), an end of the pattern beyond
+# which any text may lie, or one beyond which none may.
 _INNER, _OPEN, _CLOSED = "inner", "open", "closed"
 
 
@@ -212,11 +212,11 @@ def _member(code: Any, argument: Any, context: _Context, *, is_negated: bool) ->
 
 
 def _category(letter: str, context: _Context, *, is_widest: bool) -> Ranges:
-    narrow = _ASCII_CLASS[letter.lower()]
-    wide = narrow if context.flags & re.ASCII else unicode_class(letter.lower())
-    if letter.islower():
-        return wide if is_widest else narrow
-    return complement(narrow if is_widest else wide)
+    is_complement = letter.isupper()
+    # The complement of the narrow set is the wide one of the complement. The Unicode sets take a while the first time.
+    is_narrow = is_widest == is_complement or context.flags & re.ASCII
+    members = _ASCII_CLASS[letter.lower()] if is_narrow else unicode_class(letter.lower())
+    return complement(members) if is_complement else members
 
 
 def _folded(ranges: Ranges, context: _Context, *, is_widest: bool) -> Ranges:
