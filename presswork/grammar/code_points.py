@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+import numpy as np
+
 Ranges = tuple[tuple[int, int], ...]
 
 LAST = 0x10FFFF
@@ -57,7 +59,8 @@ def one_of(characters: str) -> Ranges:
 @cache
 def unicode_class(letter: str) -> Ranges:
     r"""What \d, \w or \s may match in any dialect: Python's Unicode sets, and ECMA 262's own white space."""
-    everything = "".join(map(chr, range(LAST + 1)))
+    # Surrogates too, so that places in the text are code points.
+    everything = np.arange(LAST + 1, dtype="<u4").tobytes().decode("utf-32-le", "surrogatepass")
     pairs = [(found.start(), found.end() - 1) for found in re.finditer(rf"\{letter}+", everything)]
     return normalize([*pairs, (_EXTRA_SPACE, _EXTRA_SPACE)] if letter == "s" else pairs)
 

@@ -4,7 +4,6 @@ Declared properties come in declared order and no others; one space may follow a
 space; numbers are of bounded length; a character has one spelling. Recursion is unrolled to a depth.
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
@@ -29,7 +28,7 @@ from presswork.grammar.expression import (
 from presswork.grammar.keywords import MAX_SCHEMAS, MAX_VALUE_LEVELS, SPEAKS_OF, Schema, check_schema, escaped
 from presswork.grammar.limits import too_large
 from presswork.grammar.merge import are_disjoint, demands, listed_values, merge, type_names
-from presswork.grammar.numbers import integer_expression, number_expression
+from presswork.grammar.numbers import has_bounds, integer_expression, number_expression
 from presswork.grammar.strings import string_expression
 
 DEFAULT_DEPTH = 3
@@ -113,7 +112,7 @@ class _Reader:
     def _value(self, schema: Schema, place: _Place) -> Expression:
         if not isinstance(schema, dict) or demands(schema).keys() != {"$ref"}:
             return self._resolved_value(*self._resolve(schema, place))
-        key = (schema["$ref"], place.level, frozenset(Counter(place.open_refs).items()))
+        key = (schema["$ref"], place.level, tuple(sorted(place.open_refs)))
         if key not in self._known:
             self._known[key] = self._resolved_value(*self._resolve(schema, place))
         return self._known[key]
@@ -131,12 +130,20 @@ class _Reader:
             if place.open_refs.count(reference) >= self._depth:
                 return False, place
             found, place = self._resolve(target, place.behind(reference))
-            merged = merge(merged, found, place.path) if merged else found
+            merged = self._merge(merged, found, place)
         for number, part in enumerate(schema.get("allOf", ())):
             found, inner = self._resolve(part, place.inside("allOf", str(number)))
-            merged = merge(merged, found, place.path) if merged else found
+            merged = self._merge(merged, found, place)
             place = replace(place, open_refs=inner.open_refs)
         return merged, place
+
+    def _merge(self, left: Schema, right: Schema, place: _Place) -> Schema:
+        """What both say; an empty schema says nothing."""
+        if left == {}:
+            return right
+        sides = [side for side in (left, right) if isinstance(side, dict)]
+        self._spend(sum(len(side.get(keyword, ())) for side in sides for keyword in ("properties", "enum")) // 10)
+        return merge(left, right, place.path)
 
     def _follow(self, reference: str, path: str) -> tuple[str, Any]:
         """The schema that a reference names, and the reference in its plainest form."""
@@ -170,14 +177,15 @@ class _Reader:
         branches = []
         for number, branch in enumerate(schema[keyword]):
             found, inner = self._resolve(branch, place.inside(keyword, str(number)))
-            branches.append((merge(rest, found, inner.path) if rest else found, inner))
+            branches.append((self._merge(rest, found, inner), inner))
         if keyword == "oneOf":
             self._check_disjoint([branch for branch, _ in branches], place)
         return union(*(self._resolved_value(branch, inner) for branch, inner in branches))
 
     def _check_disjoint(self, branches: list[Schema], place: _Place) -> None:
         """`oneOf` holds when exactly one branch does; that is only kept to where no value can satisfy two."""
-        self._spend(len(branches) ** 2 // 10)
+        listed = sum(len(branch.get("enum", ())) for branch in branches if isinstance(branch, dict))
+        self._spend(len(branches) * (len(branches) + listed) // 10)
 
         def resolve(schema: Schema) -> Schema:
             return self._resolve(schema, place)[0]
@@ -213,8 +221,11 @@ class _Reader:
             case "array":
                 return self._array(schema, place)
             case "string":
-                self._spend(len(schema.get("pattern", "")) // 10)
+                self._spend(len(schema.get("pattern", "")) // 5)
                 return self._dialect.string(string_expression(schema, place.path))
+            case "integer" | "number" if has_bounds(schema):
+                self._spend(10)
+                return (integer_expression if name == "integer" else number_expression)(schema, place.path)
             case "integer":
                 return integer_expression(schema, place.path)
             case "number":

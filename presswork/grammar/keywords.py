@@ -15,9 +15,10 @@ from presswork.grammar.limits import too_large
 Schema = bool | dict[str, Any]
 
 TYPES = ("null", "boolean", "object", "array", "string", "integer", "number")
-MAX_SCHEMAS = 5_000
+MAX_SCHEMAS = 3_000
 MAX_SCHEMA_LEVELS = 64
-MAX_VALUES = 10_000
+# Constants and names, and their characters.
+MAX_CONSTANTS_SIZE = 80_000
 MAX_VALUE_LEVELS = 32
 
 ANNOTATIONS = frozenset(
@@ -91,7 +92,8 @@ def _check_one(schema: Any, path: str) -> None:
         what, is_accepted = _ACCEPTED[keyword]
         if not is_accepted(value):
             raise ConstraintError(f"{path}: {keyword} is {_shown(value)}; it must be {what}")
-    _check_constants([*schema.get("enum", ()), schema.get("const")], path)
+    names = [*schema.get("properties", ()), *schema.get("required", ())]
+    _check_constants([*schema.get("enum", ()), schema.get("const"), *names], path)
     for low, high in _PAIRS:
         if low in schema and high in schema and schema[low] > schema[high]:
             raise ConstraintError(f"{path}: {low} {schema[low]} is above {high} {schema[high]}; swap or drop one")
@@ -103,19 +105,22 @@ def _check_one(schema: Any, path: str) -> None:
 
 
 def _check_constants(values: list[Any], path: str) -> None:
+    """Refuse what is no JSON value, and bound the work that constants and names make."""
     pending = [(value, 0) for value in values]
-    seen = 0
+    size = 0
     while pending:
         value, level = pending.pop()
-        seen += 1
-        if seen > MAX_VALUES or level > MAX_VALUE_LEVELS:
-            raise too_large(
-                f"holds more than {MAX_VALUES:,} constants, or some nested more than {MAX_VALUE_LEVELS} deep"
-            )
         if not (value is None or isinstance(value, bool | str | list) or is_number(value) or _are_named(value)):
-            raise ConstraintError(f"{path}: constant {_shown(value)} is no JSON value")
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        pending += [(part, level + 1) for part in inner]
+            raise ConstraintError(f"{path}: constant {_shown(value)} is no JSON value; use one")
+        size += 1 + (len(value) if isinstance(value, str) else 0)
+        if size > MAX_CONSTANTS_SIZE:
+            raise too_large(f"lists constants or names of more than {MAX_CONSTANTS_SIZE:,} characters")
+        if level > MAX_VALUE_LEVELS:
+            raise too_large(f"holds a constant nested more than {MAX_VALUE_LEVELS} deep")
+        if isinstance(value, dict):
+            pending += [(name, level) for name in value]
+        if isinstance(value, dict | list):
+            pending += [(part, level + 1) for part in (value.values() if isinstance(value, dict) else value)]
 
 
 def _inner(schema: dict[str, Any], path: str) -> Iterator[tuple[Any, str]]:

@@ -133,7 +133,7 @@ def _common_types(left: dict[str, Any], right: dict[str, Any]) -> list[str] | No
 
 def value_key(value: Any) -> str:
     """A text that is the same for values that JSON schema calls equal: 1 and 1.0 are, 1 and true are not."""
-    return json.dumps(_plain(value), sort_keys=True)
+    return f'"{value}' if isinstance(value, str) else json.dumps(_plain(value), sort_keys=True)
 
 
 def _plain(value: Any) -> Any:

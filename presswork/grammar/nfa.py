@@ -12,7 +12,6 @@ from presswork.grammar.expression import (
     Chars,
     Expression,
     Mark,
-    Member,
     Members,
     Repeat,
     Sequence,
@@ -51,7 +50,7 @@ def nfa_size(node: Expression, sizes: Mapping[Expression, int]) -> int:
         case Repeat(inner=inner, low=low, high=high, separator=separator):
             return _num_copies(low, high) * (sizes[inner] + sizes[separator] + 4) + 1
         case Members(parts=parts, separator=separator):
-            return sum(sizes[part.inner] + sizes[separator] + 6 for part in parts) + 2
+            return sum(sizes[part.inner] + sizes[separator] + 9 for part in parts) + 2
         case _:
             return sum(sizes[child] + 1 for child in node.children) + 1
 
@@ -144,40 +143,26 @@ class _Builder:
             self._pending.append((separator, before, after))
 
     def _members(self, node: Members, before: int, after: int) -> None:
-        """Two rails: `empty` as long as no part was present, `filled` since. Only the latter pays a separator.
+        """Two rails lead past the parts that may be absent; both enter the same copy of a part.
 
-        empty  o-------->o-------->o      a part that may be absent: the dashes lead past it
-                `-part-.    `-part-.
-        filled o--,-'-->o--,-'-->o        both rails enter the same copy of a part, and leave it filled
+        empty  o----->o----->o---->    no part was present yet: the text may end behind the last one
+                `-.    `-.
+               part-. part-.           behind a part the text ends, or goes on with a separator to `ready`
+                ,-'    ,-'
+        ready  o----->o----->o         a separator was written: another part must come
         """
         jumps = self._nfa.jumps
-        empty: int | None = before
-        filled: int | None = None
-        for part in node.parts:
-            empty, filled = self._member(part, node.separator, empty, filled)
-        for rail in (empty, filled):
-            if rail is not None:
-                jumps[rail].append(after)
-
-    def _member(
-        self, part: Member, separator: Expression, empty: int | None, filled: int | None
-    ) -> tuple[int | None, int]:
-        """One part between the rails (None: nothing can be on it). Returns: the rails behind it."""
-        jumps = self._nfa.jumps
-        start, next_filled = self._nfa.add_state(), self._nfa.add_state()
-        self._pending.append((part.inner, start, next_filled))
-        if filled is not None:
-            self._pending.append((separator, filled, start))
-        next_empty = None
-        if empty is not None:
-            jumps[empty].append(start)
-            if not part.is_required:
-                next_empty = self._nfa.add_state()
-                jumps[empty].append(next_empty)
-        if filled is not None and not part.is_required:
-            # Not the other way round: next_filled must not lead back before the part.
-            jumps[filled].append(next_filled)
-        return next_empty, next_filled
+        empty, ready = before, self._nfa.add_state()
+        first_last = max((place for place, part in enumerate(node.parts) if part.is_required), default=-1)
+        for place, part in enumerate(node.parts):
+            start, end, next_empty, next_ready = (self._nfa.add_state() for _ in range(4))
+            for rail, next_rail in ((empty, next_empty), (ready, next_ready)):
+                jumps[rail] += [start] if part.is_required else [start, next_rail]
+            self._pending += [(part.inner, start, end), (node.separator, end, next_ready)]
+            if place >= first_last:
+                jumps[end].append(after)
+            empty, ready = next_empty, next_ready
+        jumps[empty].append(after)
 
     def _product(self, node: Expression, before: int, after: int) -> None:
         product = self._products[node]

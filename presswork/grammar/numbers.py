@@ -17,11 +17,19 @@ MAX_INTEGER_DIGITS = 18
 MAX_DIGITS = 15
 # Of which so many stand before the point when a side has no bound.
 _OPEN_WHOLE_DIGITS = 9
+_ANY_INTEGER = r"0|-?[1-9]\d{0,17}"
 _ANY_NUMBER = r"-?(?:0|[1-9]\d{0,14})(?:\.\d{1,15})?(?:e[+-]?\d{1,2})?"
+
+_LOW_KEYS, _HIGH_KEYS = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 
 _DIGIT = chars(((48, 57),))
 
 Schema = dict[str, Any]
+
+
+def has_bounds(schema: Schema) -> bool:
+    """Whether any keyword bounds a number from below or above."""
+    return any(key in schema for key in (*_LOW_KEYS, *_HIGH_KEYS))
 
 
 def integer_expression(schema: Schema, path: str) -> Expression:
@@ -30,6 +38,8 @@ def integer_expression(schema: Schema, path: str) -> Expression:
     Raises: ConstraintError when there is none, or `multipleOf` is no power of ten.
     """
     step = _step(schema, path)
+    if step == 1 and not has_bounds(schema):
+        return parse_regex(_ANY_INTEGER)
     first, last = _range(schema, Fraction(1, step), 10**MAX_INTEGER_DIGITS // step - 1, path)
     zeros = Text(str(step)[1:])
     return union(
@@ -46,17 +56,14 @@ def number_expression(schema: Schema, path: str) -> Expression:
     """
     if "multipleOf" in schema:
         return integer_expression(schema, path)
-    bounds = [_exact(schema[key]) for key in (*_LOW_KEYS, *_HIGH_KEYS) if key in schema]
-    if not bounds:
+    if not has_bounds(schema):
         return parse_regex(_ANY_NUMBER)
+    bounds = [_exact(schema[key]) for key in (*_LOW_KEYS, *_HIGH_KEYS) if key in schema]
     is_open = not (any(key in schema for key in _LOW_KEYS) and any(key in schema for key in _HIGH_KEYS))
     whole_digits = max(len(str(min(int(abs(bound)), 10**MAX_DIGITS - 1))) for bound in bounds)
     places = MAX_DIGITS - (max(whole_digits, _OPEN_WHOLE_DIGITS) if is_open else whole_digits)
     first, last = _range(schema, Fraction(10**places), 10**MAX_DIGITS - 1, path)
     return union(sequence(Text("-"), _decimals(max(-last, 1), -first, places)), _decimals(max(first, 0), last, places))
-
-
-_LOW_KEYS, _HIGH_KEYS = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
 
 
 def _exact(bound: int | float) -> Fraction:

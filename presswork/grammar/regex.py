@@ -108,7 +108,7 @@ class _Context:
 
     @property
     def inner(self) -> "_Context":
-        return replace(self, left=_INNER, right=_INNER)
+        return self if self.left == self.right == _INNER else replace(self, left=_INNER, right=_INNER)
 
     @property
     def deeper(self) -> "_Context":
@@ -135,10 +135,16 @@ def _sequence(items: list[tuple[Any, Any]], context: _Context) -> Expression:
     if first == last:
         # Both sides open: any text twice would be any text.
         return replace(context, left=left, right=_CLOSED if left == _OPEN else right).padded(EMPTY_TEXT)
-    sides = [(left if n == first else _INNER, right if n == last - 1 else _INNER) for n in range(first, last)]
-    parts = [
-        _item(*items[first + n], replace(context, left=before, right=after)) for n, (before, after) in enumerate(sides)
-    ]
+    inner = context.inner
+    parts = []
+    for place in range(first, last):
+        is_edge = place in (first, last - 1)
+        sides = (
+            replace(inner, left=left if place == first else _INNER, right=right if place == last - 1 else _INNER)
+            if is_edge
+            else inner
+        )
+        parts.append(_item(*items[place], sides))
     return sequence(*parts)
 
 
