@@ -120,8 +120,12 @@ def product(left: Dfa, right: Dfa, *, is_difference: bool, budget: Budget) -> Df
     Raises: ConstraintTooLargeError when there are too many states, or they take too much work.
     Mutates: budget.
     """
-    pairs = [(0, 0)]
-    state_of = {(0, 0): 0}
+    # An automaton without states accepts nothing.
+    start = (0, 0 if right.edges else DEAD)
+    if not left.edges or (start[1] == DEAD and not is_difference):
+        return Dfa()
+    pairs = [start]
+    state_of = {start: 0}
 
     def state(pair: tuple[int, int]) -> int:
         found = state_of.setdefault(pair, len(pairs))

@@ -239,15 +239,14 @@ class _Reader:
         properties: dict[str, Schema] = schema.get("properties", {})
         required: list[str] = schema.get("required", [])
         undeclared = [name for name in required if name not in properties]
-        others = place.part("additionalProperties")
         if not properties and not undeclared:
-            return self._map(schema, others)
+            return self._map(schema, place)
         parts = [
             self._member(name, inner, name in required, place.part("properties", escaped(name)))
             for name, inner in properties.items()
         ]
         extra: Schema = schema.get("additionalProperties", True)
-        parts += [self._member(name, extra, True, others) for name in undeclared]
+        parts += [self._member(name, extra, True, place.part("additionalProperties")) for name in undeclared]
         body = members(parts, self._dialect.comma)
         num_parts = sum(part.inner is not NOTHING for part in parts)
         return _braced(_counted(body, len(required), num_parts, schema, place.path))
@@ -268,7 +267,9 @@ class _Reader:
                 f"{place.path}: minProperties {least} is not supported for free keys, which may be equal and then "
                 "count once; name them in properties and required"
             )
-        member = sequence(self._dialect.any_key, self._dialect.colon, self._part_value(inner, place))
+        member = sequence(
+            self._dialect.any_key, self._dialect.colon, self._part_value(inner, place.part("additionalProperties"))
+        )
         return _braced(repeat(member, least, schema.get("maxProperties"), self._dialect.comma))
 
     def _array(self, schema: dict[str, Any], place: _Place) -> Expression:

@@ -98,7 +98,7 @@ def _check_one(schema: Any, path: str) -> None:
         if low in schema and high in schema and schema[low] > schema[high]:
             raise ConstraintError(f"{path}: {low} {schema[low]} is above {high} {schema[high]}; swap or drop one")
     for name in schema.get("required", ()):
-        if schema.get("properties", {}).get(name) is False:
+        if schema.get("properties", {}).get(name, schema.get("additionalProperties")) is False:
             raise ConstraintError(
                 f"{path}: property {name!r} is required, but its schema is false; drop one of the two"
             )
@@ -135,7 +135,10 @@ def _inner(schema: dict[str, Any], path: str) -> Iterator[tuple[Any, str]]:
 
 
 def _shown(value: Any) -> str:
-    return reprlib.repr(value)
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes out no integer of more than 4,300 digits.
+        return "a huge number"
 
 
 def is_number(value: Any) -> bool:

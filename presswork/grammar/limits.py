@@ -17,7 +17,7 @@ class Limits:
 
     max_nfa_size: int = 150_000
     max_dfa_states: int = 20_000
-    max_steps: int = 1_000_000
+    max_steps: int = 600_000
 
     def __post_init__(self) -> None:
         for name in ("max_nfa_size", "max_dfa_states", "max_steps"):

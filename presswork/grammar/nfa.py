@@ -167,7 +167,8 @@ class _Builder:
     def _product(self, node: Expression, before: int, after: int) -> None:
         product = self._products[node]
         states = [self._nfa.add_state() for _ in product.edges]
-        self._nfa.jumps[before].append(states[0])
+        # A product without a state accepts nothing: nothing leads through it.
+        self._nfa.jumps[before] += states[:1]
         for state, edges, is_accepting in zip(states, product.edges, product.accepts, strict=True):
             self._nfa.edges[state] += [(low, high, states[target]) for low, high, target in edges]
             if is_accepting:
