@@ -124,8 +124,8 @@ def product(left: Dfa, right: Dfa, *, is_difference: bool, budget: Budget) -> Df
     start = (0, 0 if right.edges else DEAD)
     if not left.edges or (start[1] == DEAD and not is_difference):
         return Dfa()
-    pairs = [start]
-    state_of = {start: 0}
+    pairs: list[tuple[int, int]] = [start]
+    state_of: dict[tuple[int, int], int] = {start: 0}
 
     def state(pair: tuple[int, int]) -> int:
         found = state_of.setdefault(pair, len(pairs))

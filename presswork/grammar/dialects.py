@@ -74,9 +74,9 @@ class Dialect:
         """The spelling of one key. Raises: ConstraintError if it cannot be read back."""
         if not self.has_bare_keys:
             return self._constant_string(name)
-        if name != name.strip() or not name or any(character in "{}[],:" for character in name):
+        if name != name.strip() or not name or intersect(one_of(name), _NO_KEY):
             raise ConstraintError(
-                f"key {name!r} cannot be written in {self.name}; use one without {{}}[],: and outer white space"
+                f"key {name!r:.60} cannot be written in {self.name}; use one without {{}}[],: and outer white space"
             )
         return literal(name)
 

@@ -34,7 +34,7 @@ from presswork.grammar.strings import string_expression
 DEFAULT_DEPTH = 3
 # How deep a value that no schema describes may be nested.
 _FREE_LEVELS = 2
-# Schemas in schemas that are no values in values: references, alternatives.
+# Schemas around a schema on the way down: properties and items, but also references and alternatives.
 _MAX_STEPS = 64
 
 
@@ -179,17 +179,21 @@ class _Reader:
             found, inner = self._resolve(branch, place.inside(keyword, str(number)))
             branches.append((self._merge(rest, found, inner), inner))
         if keyword == "oneOf":
-            self._check_disjoint([branch for branch, _ in branches], place)
+            self._check_disjoint(rest, schema[keyword], replace(place, open_refs=()))
         return union(*(self._resolved_value(branch, inner) for branch, inner in branches))
 
-    def _check_disjoint(self, branches: list[Schema], place: _Place) -> None:
-        """`oneOf` holds when exactly one branch does; that is only kept to where no value can satisfy two."""
-        listed = sum(len(branch.get("enum", ())) for branch in branches if isinstance(branch, dict))
-        self._spend(len(branches) * (len(branches) + listed) // 10)
+    def _check_disjoint(self, rest: Schema, alternatives: list[Schema], place: _Place) -> None:
+        """`oneOf` holds when exactly one branch does; that is only kept to where no value can satisfy two.
+
+        The place has no references open: a branch that is left out at the innermost level still counts.
+        """
 
         def resolve(schema: Schema) -> Schema:
             return self._resolve(schema, place)[0]
 
+        branches = [self._merge(rest, resolve(branch), place) for branch in alternatives]
+        listed = sum(len(branch.get("enum", ())) for branch in branches if isinstance(branch, dict))
+        self._spend(len(branches) * (len(branches) + listed) // 10)
         for second, right in enumerate(branches):
             for first, left in enumerate(branches[:second]):
                 if not are_disjoint(left, right, resolve):
@@ -223,13 +227,9 @@ class _Reader:
             case "string":
                 self._spend(len(schema.get("pattern", "")) // 5)
                 return self._dialect.string(string_expression(schema, place.path))
-            case "integer" | "number" if has_bounds(schema):
-                self._spend(10)
+            case "integer" | "number":
+                self._spend(10 if has_bounds(schema) else 0)
                 return (integer_expression if name == "integer" else number_expression)(schema, place.path)
-            case "integer":
-                return integer_expression(schema, place.path)
-            case "number":
-                return number_expression(schema, place.path)
             case "boolean":
                 return choices(["true", "false"])
             case _:

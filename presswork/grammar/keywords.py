@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from presswork.errors import ConstraintError
+from presswork.grammar.formats import FORMATS
 from presswork.grammar.limits import too_large
 
 Schema = bool | dict[str, Any]
@@ -19,7 +20,9 @@ MAX_SCHEMAS = 3_000
 MAX_SCHEMA_LEVELS = 64
 # Constants and names, and their characters.
 MAX_CONSTANTS_SIZE = 80_000
+# What the parser of tool calls reads back: values in values, and integers of 300 digits.
 MAX_VALUE_LEVELS = 32
+_MAX_BITS = 990
 
 ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly")
@@ -142,10 +145,10 @@ def _shown(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a JSON number that a double can hold (True and False are none)."""
+    """Whether a value is a JSON number of a bearable size (True and False are none)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return value.bit_length() <= 1000 if isinstance(value, int) else math.isfinite(value)
+    return value.bit_length() <= _MAX_BITS if isinstance(value, int) else math.isfinite(value)
 
 
 def _is_count(value: Any) -> bool:
@@ -160,17 +163,13 @@ def _is_schema(value: Any) -> bool:
     return isinstance(value, bool | dict)
 
 
-def _are_schemas(value: Any) -> bool:
+def _is_filled_list(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0
 
 
 def _are_types(value: Any) -> bool:
     listed = value if isinstance(value, list) else [value]
     return len(listed) > 0 and all(isinstance(name, str) and name in TYPES for name in listed)
-
-
-def _are_values(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0
 
 
 def _are_named(value: Any) -> bool:
@@ -185,14 +184,18 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_format(value: Any) -> bool:
+    return isinstance(value, str) and value in FORMATS
+
+
 _COUNT = ("a whole number from 0", _is_count)
 _NUMBER = ("a number", is_number)
 _SCHEMA = ("a schema", _is_schema)
-_SCHEMAS = ("a list of schemas, not empty", _are_schemas)
+_SCHEMAS = ("a list of schemas, not empty", _is_filled_list)
 _TEXT = ("a string", _is_text)
 _ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "type": (f"one of {', '.join(TYPES)}, or a list of them", _are_types),
-    "enum": ("a list of values, not empty", _are_values),
+    "enum": ("a list of values, not empty", _is_filled_list),
     "const": ("a JSON value", lambda value: True),
     "properties": ("an object of schemas", _are_named),
     "required": ("a list of different names", _are_names),
@@ -210,7 +213,7 @@ _ACCEPTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "minLength": _COUNT,
     "maxLength": _COUNT,
     "pattern": _TEXT,
-    "format": _TEXT,
+    "format": (f"one of {', '.join(FORMATS)}; pattern can say others", _is_format),
     "minimum": _NUMBER,
     "maximum": _NUMBER,
     "exclusiveMinimum": _NUMBER,

@@ -12,7 +12,7 @@ from presswork.grammar.regex import parse_regex
 def string_expression(schema: dict[str, Any], path: str) -> Expression:
     """The strings that satisfy every string keyword of the schema.
 
-    Raises: ConstraintError when `format` is not supported or `pattern` is no regex that can be kept to.
+    Raises: ConstraintError when `pattern` is no regex that can be kept to.
     """
     demands: list[Expression] = []
     if "pattern" in schema:
@@ -21,10 +21,6 @@ def string_expression(schema: dict[str, Any], path: str) -> Expression:
         except ConstraintError as error:
             raise type(error)(f"{path}/pattern: {error}") from None
     if "format" in schema:
-        if schema["format"] not in FORMATS:
-            raise ConstraintError(
-                f"{path}: format {schema['format']!r:.60} is not supported; use one of {', '.join(FORMATS)}, or pattern"
-            )
         demands.append(parse_regex(FORMATS[schema["format"]]))
     if not demands or "minLength" in schema or "maxLength" in schema:
         demands.append(repeat(chars(EVERY), schema.get("minLength", 0), schema.get("maxLength")))

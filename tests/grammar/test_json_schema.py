@@ -214,7 +214,8 @@ ERRORS: list[tuple[Any, str]] = [
     ({"type": "integer", "multipleOf": 3}, "#: multipleOf 3 is not supported"),
     ({"multipleOf": 0}, "multipleOf is 0; it must be a number above 0"),
     ({"properties": {"p": {"pattern": "(?=a)"}}}, "#/properties/p/pattern: the regex '(?=a)' uses lookaround"),
-    ({"type": "string", "format": "iri"}, "#: format 'iri' is not supported; use one of date"),
+    ({"type": "string", "format": "iri"}, "#: format is 'iri'; it must be one of date"),
+    ({"type": "integer", "format": "int32"}, "#: format is 'int32'"),
     ({"$ref": "#/$defs/x"}, "#: $ref '#/$defs/x' leads nowhere"),
     ({"$ref": "#x"}, "leads nowhere"),
     ({"items": {"$ref": "http://x/y#"}}, "#/items: $ref 'http://x/y#' leaves the document"),
@@ -247,6 +248,13 @@ def test_what_cannot_be_kept_to_says_what_and_where(schema: Any, message: str) -
 def test_demands_that_contradict_each_other_are_found_when_compiled() -> None:
     with pytest.raises(ConstraintError, match="no text at all"):
         compiled({"type": "string", "pattern": "^a+$", "format": "date"})
+
+
+def test_a_branch_that_recursion_leaves_out_still_tells_oneof_apart() -> None:
+    schema = {"type": "object", "properties": {"x": {"oneOf": [{"$ref": "#"}, {"type": "object"}]}}}
+    for depth in (1, 2):
+        with pytest.raises(ConstraintError, match="branches 0 and 1 may both hold"):
+            schema_expression(schema, depth=depth)
 
 
 def test_depth_is_at_least_one() -> None:
