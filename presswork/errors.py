@@ -6,7 +6,9 @@ PressworkError
 ├── ModelNotFoundError     (LookupError)   no embedded model, folder or Hub id answers to the name
 ├── RequestError           (ValueError)    a request asks for something malformed or out of range
 │   ├── UnsupportedError                   well-formed, but this model or engine cannot do it
-│   └── TemplateError                      the chat template refused the messages
+│   ├── TemplateError                      the chat template refused the messages
+│   └── ConstraintError                    a regex or schema that is malformed or uses what cannot be kept to
+│       └── ConstraintTooLargeError        well-formed, but its automaton would be too large
 ├── QueueFullError         (RuntimeError)  the engine's queue bound is reached; try again later
 ├── EngineClosedError      (RuntimeError)  the engine was closed before or while the request ran
 ├── DataError              (ValueError)    training or evaluation data cannot be used
@@ -45,6 +47,14 @@ class UnsupportedError(RequestError):
 
 class TemplateError(RequestError):
     """The chat template refused the messages."""
+
+
+class ConstraintError(RequestError):
+    """A regex or schema that is malformed or uses what cannot be kept to."""
+
+
+class ConstraintTooLargeError(ConstraintError):
+    """A regex or schema whose automaton would take more states or work than allowed."""
 
 
 class QueueFullError(PressworkError, RuntimeError):
