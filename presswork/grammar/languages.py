@@ -1,0 +1,134 @@
+"""What a reply can be kept to, as people name it. Each is a plain value: equal keys are one language, prepared once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from presswork.errors import ConstraintError
+from presswork.grammar.expression import Expression, choices, sequence, without
+from presswork.grammar.json_schema import DEFAULT_DEPTH, schema_expression
+from presswork.grammar.regex import ANY_TEXT, parse_regex
+from presswork.grammar.tool_calls import tool_calls_expression
+
+
+@runtime_checkable
+class Language(Protocol):
+    """A set of texts."""
+
+    @property
+    def key(self) -> str:
+        """The language's name, the same for the same language in every process."""
+        ...
+
+    def expression(self) -> Expression:
+        """The language as a tree. Raises: ConstraintError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """Texts that match a regular expression as a whole, in Python's syntax.
+
+    `\\d`, `\\w` and `\\s` stand for ASCII. Refused: lookaround, backreferences, word borders, atomic groups.
+    """
+
+    pattern: str
+
+    @property
+    def key(self) -> str:
+        return f"regex {self.pattern}"
+
+    def expression(self) -> Expression:
+        return parse_regex(self.pattern)
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """One of the given texts."""
+
+    options: Sequence[str]
+
+    def __post_init__(self) -> None:
+        options = (self.options,) if isinstance(self.options, str) else tuple(self.options)
+        if not options or not all(isinstance(option, str) for option in options):
+            raise ConstraintError(f"choices must be one or more texts, got {self.options!r}")
+        object.__setattr__(self, "options", options)
+
+    @property
+    def key(self) -> str:
+        return f"choices {json.dumps(self.options)}"
+
+    def expression(self) -> Expression:
+        return choices(self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """JSON texts of values that a schema, draft 2020-12, allows.
+
+    Args:
+        schema: as parsed JSON. Properties are written in the order in which it declares them.
+        depth: how many times a definition may stand inside itself, itself counted.
+    """
+
+    schema: dict[str, Any] | bool
+    depth: int = DEFAULT_DEPTH
+
+    @property
+    def key(self) -> str:
+        try:
+            return f"schema {self.depth} {json.dumps(self.schema)}"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConstraintError(f"a JSON schema must be plain JSON, got what is not: {error}") from error
+
+    def expression(self) -> Expression:
+        return schema_expression(self.schema, depth=self.depth)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalls:
+    """Calls of declared tools, in the syntax of Gemma 4's chat template, and nothing else.
+
+    Args:
+        tools: declarations as in OpenAI's protocol.
+        names: tools that may be called; None allows all.
+        min_calls, max_calls: how many; None for max_calls is any number.
+    """
+
+    tools: Sequence[Mapping[str, Any]]
+    names: Sequence[str] | None = None
+    min_calls: int = 1
+    max_calls: int | None = 1
+
+    @property
+    def key(self) -> str:
+        try:
+            return f"tools {json.dumps([self.tools, self.names, self.min_calls, self.max_calls])}"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConstraintError(f"tool declarations must be plain JSON, got what is not: {error}") from error
+
+    def expression(self) -> Expression:
+        return tool_calls_expression(self.tools, names=self.names, min_calls=self.min_calls, max_calls=self.max_calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """Texts of a language that hold none of some phrases; of any text where no language is given."""
+
+    phrases: Sequence[str]
+    language: Language | None = None
+
+    def __post_init__(self) -> None:
+        phrases = (self.phrases,) if isinstance(self.phrases, str) else tuple(self.phrases)
+        if not phrases or not all(isinstance(phrase, str) and phrase for phrase in phrases):
+            raise ConstraintError(f"phrases must be one or more non-empty texts, got {self.phrases!r}")
+        object.__setattr__(self, "phrases", phrases)
+
+    @property
+    def key(self) -> str:
+        return f"without {json.dumps(self.phrases)} {'' if self.language is None else self.language.key}"
+
+    def expression(self) -> Expression:
+        inner = ANY_TEXT if self.language is None else self.language.expression()
+        return without(inner, sequence(ANY_TEXT, choices(self.phrases), ANY_TEXT))

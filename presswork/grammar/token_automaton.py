@@ -1,0 +1,207 @@
+"""From bytes to tokens: an automaton whose edges are sets of tokens, grouped so that few numbers decide a step.
+
+Tokens that lead to the same state from every state form a class; a class is all that the recursions over a canvas
+(`presswork/diffusion/constraints`) know of a token. Classes that lead from one state to the same other state form a
+group, and edges are between states by groups; groups are shared by all edges that have the same classes.
+
+    bytes:    0 -"-> 1 -a..z-> 1 -"-> 2             (a quoted word)
+    tokens:   0 -{", "a, "the, ...}-> 1    1 -{a, the, ...}-> 1    1 -{", s"}-> 2    0 -{"a"}-> 2
+
+S states, C classes, E edges, G groups, V vocabulary.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from presswork.errors import ConstraintError, ConstraintTooLargeError
+from presswork.grammar import _lift_kernels as kernels
+from presswork.grammar.byte_automaton import ByteAutomaton
+from presswork.grammar.vocabulary import TokenTrie, Vocabulary
+
+MAX_STEPS = 6_000_000_000  # trie nodes visited while lifting: about ten seconds
+MAX_CLASS_EDGES = 20_000_000  # 160 MB while lifting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenAutomaton:
+    """A language over tokens; state 0 is the start, and from every state an accepting one can be reached.
+
+    Args:
+        class_of: int32 [V], each token's class, -1 for tokens of no edge.
+        num_classes: C.
+        edge_starts: int64 [S + 1], edges of state s are edge_starts[s] .. edge_starts[s + 1] - 1, by target.
+        edge_group, edge_to: int32 [E].
+        group_starts: int64 [G + 1]. group_classes: int32, the classes of each group, ascending.
+        accepts: bool [S].
+        fewest: int64 [S], tokens of the shortest way to an accepting state.
+        most: int64 [S], tokens of the longest way to the end of a text; -1 where there is no longest.
+    """
+
+    class_of: np.ndarray
+    num_classes: int
+    edge_starts: np.ndarray
+    edge_group: np.ndarray
+    edge_to: np.ndarray
+    group_starts: np.ndarray
+    group_classes: np.ndarray
+    accepts: np.ndarray
+    fewest: np.ndarray
+    most: np.ndarray
+
+    @property
+    def num_states(self) -> int:
+        return len(self.accepts)
+
+    def after(self, state: int, token: int) -> int:
+        """The state a token leads to, -1 for none."""
+        wanted = self.class_of[token] if 0 <= token < len(self.class_of) else -1
+        for edge in range(self.edge_starts[state], self.edge_starts[state + 1]) if wanted >= 0 else ():
+            group = self.edge_group[edge]
+            classes = self.group_classes[self.group_starts[group] : self.group_starts[group + 1]]
+            place = np.searchsorted(classes, wanted)
+            if place < len(classes) and classes[place] == wanted:
+                return int(self.edge_to[edge])
+        return -1
+
+
+def lift(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAutomaton:
+    """The language of an automaton over bytes and marks, over tokens instead.
+
+    Every way to spell a text in tokens is an edge path, not only the tokenizer's own.
+
+    Raises:
+        ConstraintError: a mark the tokenizer does not have, or a language that its tokens cannot spell.
+        ConstraintTooLargeError: a language too large to lift.
+    """
+    signature = _signatures(automaton, vocabulary)
+    used = np.flatnonzero(signature.any(axis=1))
+    distinct, first, inverse = np.unique(signature[used], axis=0, return_index=True, return_inverse=True)
+    class_of_piece = np.full(len(signature) + 1, -1, np.int32)
+    class_of_piece[used] = inverse.reshape(-1)
+    class_of = class_of_piece[vocabulary.piece_of]
+    sources, classes, targets = _piece_edges(automaton, [vocabulary.pieces[i] for i in used[first]])
+    # np.unique sorted the classes, the trie sorts pieces: back to the order of classes.
+    for number, name in enumerate(automaton.marks):
+        token = vocabulary.mark_id(name)
+        if token is None or token >= len(class_of):
+            raise ConstraintError(f"the constraint needs the special token {name!r}, which this model does not have")
+        class_of[token] = len(distinct) + number
+        column = automaton.next[:, 256 + number]
+        froms = np.flatnonzero(column >= 0)
+        sources = np.concatenate([sources, froms])
+        classes = np.concatenate([classes, np.full(len(froms), class_of[token])])
+        targets = np.concatenate([targets, column[froms]])
+    num_classes = len(distinct) + len(automaton.marks)
+    return _grouped(class_of, num_classes, sources, classes, targets, automaton.accepts)
+
+
+def _signatures(automaton: ByteAutomaton, vocabulary: Vocabulary) -> np.ndarray:
+    """uint64 [P, 2]: equal for pieces that lead to the same states, zero for those that lead nowhere."""
+    following = np.ascontiguousarray(automaton.next[:, :256])
+    num, num_workers = len(following), min(os.cpu_count() or 1, 8)
+    signature = np.zeros((num_workers, len(vocabulary.pieces), 2), np.uint64)
+    if not vocabulary.pieces:
+        return signature[0]
+    borders = [num * i // num_workers for i in range(num_workers + 1)]
+    with ThreadPoolExecutor(num_workers) as pool:
+        parts = [
+            pool.submit(
+                kernels.sign_pieces, following, borders[i], borders[i + 1], *vocabulary.trie.arrays, signature[i],
+                MAX_STEPS // num_workers,
+            )
+            for i in range(num_workers)
+        ]  # fmt: skip
+        is_too_large = any(part.result() < 0 for part in parts)
+    if is_too_large:
+        raise ConstraintTooLargeError(
+            f"the constraint has {len(following)} states over a vocabulary of {len(vocabulary.token_bytes)} tokens, "
+            "more than can be prepared; shorten the bounds of strings and arrays"
+        )
+    return signature.sum(axis=0)
+
+
+def _piece_edges(automaton: ByteAutomaton, pieces: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(state, number of the piece, state it leads to) for every piece and state where it leads anywhere."""
+    order = sorted(range(len(pieces)), key=pieces.__getitem__)
+    following = np.ascontiguousarray(automaton.next[:, :256])
+    counts = np.zeros(len(following), np.int64)
+    if not pieces:
+        nothing = np.empty(0, np.int64)
+        return nothing, nothing, nothing
+    trie = TokenTrie([pieces[i] for i in order])
+    kernels.count_edges(following, *trie.arrays, counts)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    if starts[-1] > MAX_CLASS_EDGES:
+        raise ConstraintTooLargeError(
+            f"the constraint has {starts[-1]} edges, at most {MAX_CLASS_EDGES} are taken; "
+            "shorten the bounds of strings and arrays"
+        )
+    edge_piece, edge_to = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.int64)
+    kernels.list_edges(following, *trie.arrays, starts, edge_piece, edge_to)
+    return np.repeat(np.arange(len(following)), counts), np.array(order)[edge_piece], edge_to
+
+
+def _grouped(
+    class_of: np.ndarray, num_classes: int, sources: np.ndarray, classes: np.ndarray, targets: np.ndarray,
+    accepts: np.ndarray,
+) -> TokenAutomaton:  # fmt: skip
+    """Edges by class as edges by group, states that tokens cannot use left out."""
+    order = np.lexsort((classes, targets, sources))
+    sources, classes, targets = sources[order], classes[order], targets[order]
+    is_first = np.ones(len(sources), bool)
+    is_first[1:] = (sources[1:] != sources[:-1]) | (targets[1:] != targets[:-1])
+    starts = np.flatnonzero(is_first)
+    stops = np.append(starts, len(sources))[1:]
+    numbers: dict[bytes, int] = {}
+    members: list[np.ndarray] = []
+    edge_group = np.empty(len(starts), np.int32)
+    narrow = classes.astype(np.int32)
+    for edge, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+        held = narrow[start:stop]
+        number = numbers.setdefault(held.tobytes(), len(members))
+        if number == len(members):
+            members.append(held)
+        edge_group[edge] = number
+    return _trimmed(class_of, num_classes, sources[starts], edge_group, targets[starts], members, accepts)
+
+
+def _trimmed(
+    class_of: np.ndarray, num_classes: int, sources: np.ndarray, edge_group: np.ndarray, targets: np.ndarray,
+    members: list[np.ndarray], accepts: np.ndarray,
+) -> TokenAutomaton:  # fmt: skip
+    num = len(accepts)
+    fewest = kernels.fewest_steps(_starts(sources, num), targets, accepts)
+    alive = (fewest >= 0) & _reachable(sources, targets, num)
+    if not alive[0]:
+        raise ConstraintError("no text of the constraint can be spelt with this model's tokens")
+    kept = alive[sources] & alive[targets]
+    place = np.cumsum(alive) - 1
+    sources, targets, edge_group = place[sources[kept]], place[targets[kept]], edge_group[kept]
+    edge_starts = _starts(sources, int(alive.sum()))
+    return TokenAutomaton(
+        class_of=class_of,
+        num_classes=num_classes,
+        edge_starts=edge_starts,
+        edge_group=edge_group,
+        edge_to=targets.astype(np.int32),
+        group_starts=np.cumsum([0, *map(len, members)]),
+        group_classes=np.concatenate([np.empty(0, np.int32), *members]),
+        accepts=accepts[alive],
+        fewest=fewest[alive],
+        most=kernels.most_steps(edge_starts, targets),
+    )
+
+
+def _starts(sources: np.ndarray, num: int) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=num))])
+
+
+def _reachable(sources: np.ndarray, targets: np.ndarray, num: int) -> np.ndarray:
+    """Which states tokens lead to from the first."""
+    is_start = np.zeros(num, bool)
+    is_start[0] = True
+    order = np.argsort(targets, kind="stable")
+    return kernels.fewest_steps(_starts(targets, num), sources[order], is_start) >= 0

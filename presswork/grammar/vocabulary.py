@@ -1,0 +1,55 @@
+"""The bytes of a tokenizer's tokens, arranged as a trie: what every language is lifted over. V vocabulary, P pieces."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from presswork.grammar import _lift_kernels as kernels
+
+
+class TokenTrie:
+    """Distinct byte strings in preorder, as arrays (`_lift_kernels.build_trie`)."""
+
+    def __init__(self, pieces: Sequence[bytes]):
+        """Args: pieces: sorted, distinct, none empty."""
+        data = np.frombuffer(b"".join(pieces), np.uint8)
+        starts = np.cumsum([0, *map(len, pieces)])
+        byte, depth = np.empty(len(data), np.uint8), np.empty(len(data), np.int32)
+        end, piece = np.empty(len(data), np.int64), np.empty(len(data), np.int64)
+        num = kernels.build_trie(data, starts, byte, depth, end, piece) if len(data) else 0
+        self.arrays = (byte[:num], depth[:num], end[:num], piece[:num])
+
+
+class Vocabulary:
+    """What a language needs to know of a tokenizer.
+
+    Args:
+        token_bytes: of each token id in the middle of a text; b"" for ids that are no text, which no language uses.
+        mark_id: the id of a special token by its name, None where there is none.
+    """
+
+    def __init__(self, token_bytes: Sequence[bytes], mark_id: Callable[[str], int | None]):
+        self.token_bytes, self.mark_id = token_bytes, mark_id
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """The distinct byte strings, sorted."""
+        return sorted(set(self.token_bytes) - {b""})
+
+    @cached_property
+    def piece_of(self) -> np.ndarray:
+        """int32 [V]: each token's place in `pieces`, -1 for those without bytes."""
+        place = {piece: i for i, piece in enumerate(self.pieces)}
+        return np.array([place.get(text, -1) for text in self.token_bytes], np.int32)
+
+    @cached_property
+    def trie(self) -> TokenTrie:
+        return TokenTrie(self.pieces)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A name for these bytes in this order; marks are part of a language's own name."""
+        lengths = np.array([len(text) for text in self.token_bytes], np.int32)
+        return hashlib.sha256(lengths.tobytes() + b"".join(self.token_bytes)).hexdigest()
