@@ -1,0 +1,96 @@
+"""A language over canvases: texts, then an end token, then whatever a tail may hold. S states, C classes, V vocabulary.
+
+    "yes" or "no", a canvas of 4:      yes <eos> <eos> <eos>      no <eos> <eos> <pad>
+
+Trained canvases hold end tokens behind the end, so a tail holds only those (and padding). A tail of any token would
+also be a language; then texts that end early would weigh more than they do in the model, and every step would need
+the mass of the whole vocabulary.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from presswork.errors import ConstraintError
+from presswork.grammar.token_automaton import TokenAutomaton
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CanvasAutomaton:
+    """A token automaton with one more state, the last, that end tokens lead to and tails stay in.
+
+    Args:
+        text: the language of texts.
+        class_of: int32 [V].
+        num_classes: C, those of the text's tokens, then end tokens, then tail tokens that end nothing.
+        edge_starts, edge_group, edge_to, group_starts, group_classes: as in TokenAutomaton.
+        fewest: int64 [S], tokens from each state to the shortest whole text; 0 in the tail.
+    """
+
+    text: TokenAutomaton
+    class_of: np.ndarray
+    num_classes: int
+    edge_starts: np.ndarray
+    edge_group: np.ndarray
+    edge_to: np.ndarray
+    group_starts: np.ndarray
+    group_classes: np.ndarray
+    fewest: np.ndarray
+
+    @property
+    def tail(self) -> int:
+        """The state behind an end token."""
+        return len(self.fewest) - 1
+
+    @property
+    def end_class(self) -> int:
+        """The class of the end tokens."""
+        return self.text.num_classes
+
+    def finals(self, tokens_left: int) -> np.ndarray:
+        """float64 [S]: 0 for states a canvas may end in when so many tokens may still follow it, else -inf."""
+        return np.where(self.fewest <= tokens_left, 0.0, -np.inf)
+
+
+def close(
+    text: TokenAutomaton, vocab_size: int, end_ids: Collection[int], tail_ids: Collection[int]
+) -> CanvasAutomaton:
+    """The canvases of a language of texts.
+
+    Args:
+        vocab_size: of the model, at least the tokenizer's.
+        end_ids: tokens that end a text. tail_ids: further tokens that may stand behind an end.
+    Raises:
+        ConstraintError: an end token is part of the language's texts.
+    """
+    class_of = np.full(vocab_size, -1, np.int32)
+    class_of[: len(text.class_of)] = text.class_of[:vocab_size]
+    shared = [token for token in end_ids if class_of[token] >= 0]
+    if shared:
+        raise ConstraintError(f"token {shared[0]} both ends a text and is part of the constraint's texts; leave it out")
+    ends, tails = text.num_classes, text.num_classes + 1
+    rest = [token for token in tail_ids if class_of[token] < 0 and token not in end_ids]
+    class_of[list(end_ids)] = ends
+    class_of[rest] = tails
+    num_groups = len(text.group_starts) - 1
+    sources = np.repeat(np.arange(text.num_states), np.diff(text.edge_starts))
+    accepting = np.flatnonzero(text.accepts)
+    # One edge from every accepting state, then the tail's own.
+    sources = np.concatenate([sources, accepting, [text.num_states]])
+    group = np.concatenate([text.edge_group, np.full(len(accepting), num_groups), [num_groups + 1]])
+    target = np.concatenate([text.edge_to, np.full(len(accepting) + 1, text.num_states)])
+    order = np.argsort(sources, kind="stable")
+    behind = [ends, tails] if rest else [ends]
+    first = text.group_starts[-1] + 1
+    return CanvasAutomaton(
+        text=text,
+        class_of=class_of,
+        num_classes=text.num_classes + (2 if rest else 1),
+        edge_starts=np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=text.num_states + 1))]),
+        edge_group=group[order].astype(np.int32),
+        edge_to=target[order].astype(np.int32),
+        group_starts=np.concatenate([text.group_starts, [first, first + len(behind)]]),
+        group_classes=np.concatenate([text.group_classes, [ends, *behind]]).astype(np.int32),
+        fewest=np.append(text.fewest, 0),
+    )
