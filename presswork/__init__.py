@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from presswork.engine.aio import AsyncEngine
     from presswork.engine.engine import Engine, EngineConfig
-    from presswork.engine.events import Commit, Done, Draft, Reply, Stats, TokenLogprob, Usage
+    from presswork.engine.events import Commit, Done, Draft, Reply, Stats, TokenLogprob, TokenTrace, Usage
     from presswork.engine.fill import FillReply
     from presswork.engine.loader import load
     from presswork.engine.params import SamplingParams
     from presswork.errors import PressworkError
+    from presswork.grammar.languages import Choices, JsonSchema, Regex, ToolCalls, Without
     from presswork.weights.hub import list_models, pull
 
 __version__ = "0.1.0"
@@ -35,6 +36,12 @@ _HOMES = {
     "Usage": "presswork.engine.events",
     "Stats": "presswork.engine.events",
     "TokenLogprob": "presswork.engine.events",
+    "TokenTrace": "presswork.engine.events",
+    "Choices": "presswork.grammar.languages",
+    "JsonSchema": "presswork.grammar.languages",
+    "Regex": "presswork.grammar.languages",
+    "ToolCalls": "presswork.grammar.languages",
+    "Without": "presswork.grammar.languages",
     "PressworkError": "presswork.errors",
     "pull": "presswork.weights.hub",
     "list_models": "presswork.weights.hub",
@@ -42,18 +49,24 @@ _HOMES = {
 
 __all__ = [
     "AsyncEngine",
+    "Choices",
     "Commit",
     "Done",
     "Draft",
     "Engine",
     "EngineConfig",
     "FillReply",
+    "JsonSchema",
     "PressworkError",
+    "Regex",
     "Reply",
     "SamplingParams",
     "Stats",
     "TokenLogprob",
+    "TokenTrace",
+    "ToolCalls",
     "Usage",
+    "Without",
     "list_models",
     "load",
     "pull",

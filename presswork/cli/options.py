@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
+from presswork.cli.constraint import constraint_flags, take_constraint
+
 ModelArgument = Annotated[str, typer.Argument(help="An embedded model's name, a folder, or a Hub id.", metavar="MODEL")]
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="An embedded model's name, a folder, or a Hub id.", show_default=True)
@@ -27,23 +29,29 @@ AdapterOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 NONE = "none"
-# --adapter and --model set the adapter; positions and token ids are for programs.
-_WITHOUT_FLAG = {"adapter", "pins"}
+# --adapter and --model set the adapter, several flags a constraint; positions and token ids are for programs.
+_WITHOUT_FLAG = {"adapter", "pins", "constraint"}
 _ALIASES = {"max_denoising_steps": "--steps", "canvas_length": "--canvas"}
 
 
 def sampling_flags(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb one flag for each field of SamplingParams; those that were set arrive as its dict `sampling`."""
+    """Give a verb one flag for each field of SamplingParams, and those of a constraint.
+
+    Those that were set arrive as its dict `sampling`.
+    """
     from presswork.engine.params import SamplingParams
 
     hints, texts = get_type_hints(SamplingParams), documented_arguments(SamplingParams.__doc__ or "")
     wanted = [field for field in fields(SamplingParams) if field.name not in _WITHOUT_FLAG]
     flags = [_flag(field, hints[field.name], texts[field.name]) for field in wanted]
     names = {flag.name for flag in flags}
+    flags += constraint_flags()
 
     def with_flags(**values: Any) -> None:
+        constraint = take_constraint(values)
         given = {name: _plain(value) for name, value in values.items() if name in names and value not in (None, [])}
-        verb(**{name: value for name, value in values.items() if name not in names}, sampling=given)
+        own_values = {name: value for name, value in values.items() if name not in names}
+        verb(**own_values, sampling={**given, **constraint})
 
     signature = inspect.signature(verb, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name != "sampling"]

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     SAMPLE = 1
     RENOISE = 2
     AUTOREGRESSIVE = 3
+    START = 4
 
 
 def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
@@ -81,6 +82,10 @@ class CounterNoise:
 
     def renoise(self, canvas: int, step: int, length: int, vocab_size: int) -> Int[Tensor, "L"]:
         return self._tokens(Purpose.RENOISE, canvas, step, length, vocab_size)
+
+    def start(self, canvas: int, length: int) -> Float64[Tensor, "L"]:
+        """One number in [0, 1) per position, which decides whether a given token gives way to noise."""
+        return torch.from_numpy(_as_unit(self._words(Purpose.START, canvas, 0, np.arange(length))))
 
     def autoregressive(self, position: int) -> float:
         """One number in [0, 1) for the token at a generated position."""

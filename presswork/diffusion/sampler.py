@@ -61,7 +61,7 @@ class CanvasState:
         index: which canvas of the request.
         tokens: what the model reads next; the result is `argmax`, never this.
         belief: soft embedding of the previous step, None before the first.
-        step: steps done.
+        step: steps done, those of the schedule that were left out because the canvas started from a text among them.
         argmax: the draft after the latest step.
         entropy: of the latest step, per position, in nats.
         accepted: positions whose sample the latest step kept.
@@ -69,6 +69,8 @@ class CanvasState:
         history: arg-max canvases of earlier steps, oldest first, as many as the stop rule wants.
         finished: converged, or out of steps.
         pins: positions that hold their tokens throughout.
+        given: the text the canvas started from, -1 where it started from noise.
+        first_step: steps of the schedule that were left out.
     """
 
     index: int
@@ -83,14 +85,39 @@ class CanvasState:
     converged: bool = False
     finished: bool = False
     pins: Pins | None = None
+    given: Int[Tensor, "L"] | None = None
+    first_step: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """Denoise steps taken."""
+        return self.step - self.first_step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """A canvas that does not start from noise alone.
+
+    Args:
+        given: tokens to start from, -1 for noise.
+        is_noised: positions that start from noise although a token is given.
+        first_step: steps of the schedule to leave out: a canvas with less noise is further along in it.
+    """
+
+    given: Int[Tensor, "L"]
+    is_noised: Bool[Tensor, "L"]
+    first_step: int
 
 
 def start_canvas(
     noise: Noise, index: int, length: int, vocab_size: int, device: torch.device | str = "cpu",
-    pins: Pins | None = None,
+    pins: Pins | None = None, start: Start | None = None,
 ) -> CanvasState:  # fmt: skip
-    """A canvas of uniform random tokens, pinned ones in their places, with nothing believed yet."""
-    tokens = _held(noise.initial_canvas(index, length, vocab_size).to(device), pins)
+    """A canvas of uniform random tokens, given and pinned ones in their places, with nothing believed yet."""
+    tokens = noise.initial_canvas(index, length, vocab_size).to(device)
+    if start is not None:
+        tokens = torch.where((start.given < 0) | start.is_noised, tokens, start.given)
+    tokens = _held(tokens, pins)
     return CanvasState(
         index=index,
         tokens=tokens,
@@ -99,6 +126,9 @@ def start_canvas(
         accepted=torch.zeros(length, dtype=torch.bool, device=device),
         settled_step=torch.zeros(length, dtype=torch.int64, device=device),
         pins=pins,
+        given=None if start is None else start.given,
+        first_step=0 if start is None else start.first_step,
+        step=0 if start is None else start.first_step,
     )
 
 
@@ -115,8 +145,8 @@ def advance(state: CanvasState, reading: StepReading, rules: DiffusionRules, noi
     accepted = _accepted(rules.accept, reading, state.pins)
     fresh = noise.renoise(state.index, state.step, length, vocab_size).to(state.tokens.device)
     state.step += 1
-    changed = reading.argmax != state.argmax if state.step > 1 else torch.ones_like(accepted)
-    state.settled_step = torch.where(changed, state.step, state.settled_step)
+    changed = reading.argmax != state.argmax if state.num_steps > 1 else torch.ones_like(accepted)
+    state.settled_step = torch.where(changed, state.num_steps, state.settled_step)
     if rules.stop is not None:
         state.converged = rules.stop.converged(reading.argmax, state.history, reading.entropy)
         state.history = [*state.history, reading.argmax][-max(1, rules.stop.stability_threshold) :]

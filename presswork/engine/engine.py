@@ -17,12 +17,12 @@ from presswork.config import require
 from presswork.engine.adapters import AdapterTable
 from presswork.engine.events import Commit, Done, Draft, Reply
 from presswork.engine.fill import FillReply, fill
+from presswork.engine.intake import Intake
 from presswork.engine.loop import EngineLoop
-from presswork.engine.output import OutputText
 from presswork.engine.params import Mode, SamplingParams, defaults_from_checkpoint, each_params
-from presswork.engine.pins import with_ends_held_off
 from presswork.engine.prefix import PrefixCache
 from presswork.engine.probe import canvas_logits, causal_logprobs
+from presswork.engine.ranking import check_best_of, likeliest, seed_of
 from presswork.engine.request import Request
 from presswork.engine.runner import Runner
 from presswork.engine.scheduler import Scheduler
@@ -51,6 +51,7 @@ class EngineConfig:
         max_rows: rows of one pass, at most (one request may exceed it alone).
         prefix_cache_bytes: memory for reusable prefixes; 0 turns reuse off.
         max_context: positions of a sequence; None is the checkpoint's.
+        constraint_folder: where prepared constraints are kept between processes; None keeps them in memory only.
     """
 
     max_running: int = 32
@@ -59,6 +60,7 @@ class EngineConfig:
     max_rows: int = 8192
     prefix_cache_bytes: int = 1 << 30
     max_context: int | None = None
+    constraint_folder: Path | None = Path("~/.cache/presswork/constraints")
 
     def __post_init__(self) -> None:
         for name in ("max_running", "max_waiting", "prefill_chunk", "max_rows"):
@@ -94,10 +96,12 @@ class Engine:
         require(self.max_context <= known, f"max_context must be at most the model's {known}, got {self.max_context}")
         generation_config = dict(generation_config or {})
         self.defaults = defaults_from_checkpoint(generation_config).changed(mode=mode)
-        ends = _end_ids(generation_config, model.config.eos_token_id)
-        self.end_ids = frozenset(token for token in ends if token < model.config.vocab_size)
         self.prefix = PrefixCache(self.config.prefix_cache_bytes)
         self._adapters = AdapterTable()
+        self._intake = Intake(
+            model.config, tokenizer, self._adapters, generation_config, name=name, max_context=self.max_context,
+            constraint_folder=self.config.constraint_folder,
+        )  # fmt: skip
         self._runner = Runner(model)
         self._scheduler = Scheduler(
             model.config,
@@ -116,13 +120,15 @@ class Engine:
     # Generating
 
     @overload
-    def generate(self, prompt: str, *, raw: bool = ..., **params: Any) -> Reply: ...
+    def generate(self, prompt: str, *, raw: bool = ..., best_of: int = ..., **params: Any) -> Reply: ...
     @overload
-    def generate(self, prompt: Sequence[str], *, raw: bool = ..., **params: Any) -> list[Reply]: ...
+    def generate(self, prompt: Sequence[str], *, raw: bool = ..., best_of: int = ..., **params: Any) -> list[Reply]: ...
     @overload
-    def generate(self, *, prompt_token_ids: Sequence[int], **params: Any) -> Reply: ...
+    def generate(self, *, prompt_token_ids: Sequence[int], best_of: int = ..., **params: Any) -> Reply: ...
     @overload
-    def generate(self, *, prompt_token_ids: Sequence[Sequence[int]], **params: Any) -> list[Reply]: ...
+    def generate(
+        self, *, prompt_token_ids: Sequence[Sequence[int]], best_of: int = ..., **params: Any
+    ) -> list[Reply]: ...
 
     def generate(
         self,
@@ -130,6 +136,7 @@ class Engine:
         *,
         prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
         raw: bool = False,
+        best_of: int = 1,
         **params: Any,
     ) -> Reply | list[Reply]:
         """Complete one prompt or several; several share passes and each equals its solo run.
@@ -138,6 +145,8 @@ class Engine:
             prompt: a text or a list of texts. Where the checkpoint has a chat template, a text is one user turn.
             prompt_token_ids: token ids instead, one prompt or a list of them; taken as they are.
             raw: encode the text as it stands, without the chat template.
+            best_of: replies to write for each prompt, from seeds of their own; the one whose tokens the causal mode
+                finds likeliest on average is given back.
             params: fields of SamplingParams; the rest are the checkpoint's defaults. With several prompts `seed`
                 and `pins` may be lists, one for each.
         Raises:
@@ -145,6 +154,20 @@ class Engine:
         """
         prompts, is_single = self._prompts(prompt, prompt_token_ids, raw)
         each = each_params(self.defaults, len(prompts), is_single, params)
+        check_best_of(best_of)
+        tries = [sampling.changed(seed=seed_of(sampling.seed, i)) for sampling in each for i in range(best_of)]
+        repeated = [ids for ids in prompts for _ in range(best_of)]
+        replies = self._replies(repeated, tries)
+        if best_of > 1:
+            groups = [replies[i : i + best_of] for i in range(0, len(replies), best_of)]
+            replies = [
+                likeliest(self, ids, group, sampling.adapter)
+                for ids, group, sampling in zip(prompts, groups, each, strict=True)
+            ]
+        return replies[0] if is_single else replies
+
+    def _replies(self, prompts: Sequence[Sequence[int]], each: Sequence[SamplingParams]) -> list[Reply]:
+        """The replies to several requests that share passes."""
         requests: list[Request] = []
         try:
             for ids, sampling in zip(prompts, each, strict=True):
@@ -152,11 +175,10 @@ class Engine:
                 while requests and self.num_waiting >= self.config.max_waiting:
                     self.step()
                 requests.append(self.submit(ids, sampling))
-            replies = [self.reply(request) for request in requests]
+            return [self.reply(request) for request in requests]
         finally:
             for request in requests:
                 self.cancel(request)
-        return replies[0] if is_single else replies
 
     def stream(
         self,
@@ -241,37 +263,7 @@ class Engine:
 
         Args: as stream; banned: token ids ruled out at single positions of the generated text.
         """
-        params = params or self.defaults
-        ids = self._checked_ids(prompt_ids)
-        max_tokens = self._max_tokens(len(ids), params)
-        adapter = self._adapters.find(params.adapter)
-        if params.mode == "ar" and not ids:
-            raise RequestError("mode 'ar' needs at least one prompt token, got none; start from the bos token")
-        if params.stop and self.tokenizer is None:
-            raise UnsupportedError("stop strings need a tokenizer, and this model has none; use stop_token_ids")
-        if params.mode == "ar" and wants_drafts:
-            raise RequestError("mode 'ar' has no drafts; ask for them in mode 'diffusion'")
-        if params.canvas_length is not None and params.canvas_length > self.max_context - len(ids):
-            raise RequestError(
-                f"canvas_length is {params.canvas_length}, but the prompt's {len(ids)} tokens leave "
-                f"{self.max_context - len(ids)} of the context of {self.max_context}; lower canvas_length"
-            )
-        vocab = self.model.config.vocab_size
-        unknown = [token for token in params.stop_token_ids if token >= vocab]
-        if unknown:
-            raise RequestError(f"stop_token_ids must lie in 0..{vocab - 1}, got {unknown[0]}")
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
-        params = with_ends_held_off(params, ends, max_tokens, vocab)
-        request = Request(
-            prompt_ids=ids,
-            params=params,
-            max_tokens=max_tokens,
-            output=OutputText(self.tokenizer, params, ends, max_tokens),
-            end_ids=ends,
-            wants_drafts=wants_drafts,
-            adapter=adapter,
-            banned=banned or {},
-        )
+        request = self._intake.request(prompt_ids, params or self.defaults, wants_drafts, banned or {})
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the engine is closed; load the model again")
@@ -315,6 +307,11 @@ class Engine:
                 self._scheduler.retire(request)
             self._scheduler.waiting.clear()
             self.prefix.clear()
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a reply."""
+        return self._intake.end_ids
 
     @property
     def num_running(self) -> int:
@@ -365,9 +362,10 @@ class Engine:
         if not prompt_ids or not completion_ids:
             raise RequestError("score needs at least one prompt token and one completion token")
         ids = prompt_ids + completion_ids
-        self._check_room(len(ids))
+        self._intake.check_room(len(ids))
+        cache = self.prefix.longest(ids, len(prompt_ids) - 1, under.number)
         scores = causal_logprobs(
-            self._runner, self._lock, ids, len(prompt_ids), self.config.prefill_chunk, under.adapter
+            self._runner, self._lock, ids, len(prompt_ids), self.config.prefill_chunk, under.adapter, cache
         )
         if any(value != value for value in scores):
             raise NonFiniteError("score failed: the model produced NaN or infinite logits; check the weights")
@@ -390,10 +388,10 @@ class Engine:
             adapter: name of a loaded adapter; None is the model as it is.
         """
         under = self._adapters.find(adapter)
-        prompt, canvas_ids = self._checked_ids(prompt_token_ids), self._checked_ids(canvas_token_ids)
+        prompt, canvas_ids = self._intake.checked_ids(prompt_token_ids), self._intake.checked_ids(canvas_token_ids)
         if not canvas_ids:
             raise RequestError("canvas_token_ids must hold at least one token, got none")
-        self._check_room(len(prompt) + len(canvas_ids))
+        self._intake.check_room(len(prompt) + len(canvas_ids))
         wanted = (len(canvas_ids), self.model.config.vocab_size)
         if self_conditioning_logits is not None and tuple(self_conditioning_logits.shape) != wanted:
             raise RequestError(
@@ -431,38 +429,12 @@ class Engine:
     def _as_ids(self, value: str | Sequence[int], *, add_special_tokens: bool) -> list[int]:
         if isinstance(value, str):
             return self._require_tokenizer().encode(value, add_special_tokens=add_special_tokens)
-        return self._checked_ids(value)
+        return self._intake.checked_ids(value)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise UnsupportedError(f"model {self.name!r} has no tokenizer; give prompt_token_ids")
         return self.tokenizer
-
-    def _checked_ids(self, ids: Sequence[int]) -> list[int]:
-        vocab = self.model.config.vocab_size
-        for position, token in enumerate(ids):
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab:
-                raise RequestError(f"token id {token!r} at position {position} is not an integer in 0..{vocab - 1}")
-        return list(ids)
-
-    def _check_room(self, num: int) -> None:
-        if num > self.max_context:
-            raise RequestError(f"{num} tokens do not fit the context of {self.max_context}; shorten the text")
-
-    def _max_tokens(self, num_prompt: int, params: SamplingParams) -> int:
-        left = self.max_context - num_prompt
-        if left < 1:
-            raise RequestError(
-                f"the prompt has {num_prompt} tokens and the context is {self.max_context}; shorten the prompt"
-            )
-        if params.max_tokens is None:
-            return left
-        if params.max_tokens > left:
-            raise RequestError(
-                f"max_tokens is {params.max_tokens}, but the prompt's {num_prompt} tokens leave {left} of the context "
-                f"of {self.max_context}; lower max_tokens or shorten the prompt"
-            )
-        return params.max_tokens
 
     def reply(self, request: Request) -> Reply:
         """A submitted request's reply, driving passes until there is one. Raises what ended it without one."""
@@ -470,14 +442,6 @@ class Engine:
             if isinstance(event, Done):
                 return event.reply
         raise AssertionError("a request ends in a reply or an error")
-
-
-def _end_ids(generation_config: Mapping[str, Any], fallback: int) -> frozenset[int]:
-    """generation_config's list is longer than the model config's, and is the one to use."""
-    found = generation_config.get("eos_token_id")
-    if found is None:
-        return frozenset({fallback})
-    return frozenset({found} if isinstance(found, int) else found)
 
 
 __all__ = ["Commit", "Draft", "Engine", "EngineConfig", "Messages"]

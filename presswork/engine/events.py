@@ -28,6 +28,31 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenTrace:
+    """How one committed token of a canvas came about.
+
+    Args:
+        settled_step: denoise step (1, 2, ...) since which the position's arg-max had not changed.
+        num_steps: denoise steps its canvas took.
+        entropy: of its position in the last step, in nats, under the step's temperature.
+        is_pinned: it was held there.
+        start_id: the token its position started from, None where it started from noise alone.
+    """
+
+    token_id: int
+    settled_step: int
+    num_steps: int
+    entropy: float
+    is_pinned: bool
+    start_id: int | None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the text it started from stands there."""
+        return self.start_id == self.token_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
     """The provisional canvas after one denoise step; every list has one entry per position.
 
@@ -53,6 +78,7 @@ class Commit:
     text: str
     num_steps: int
     logprobs: list[TokenLogprob] | None = None
+    trace: list[TokenTrace] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +132,7 @@ class Reply:
     stats: Stats
     stop_match: str | int | None = None
     logprobs: list[TokenLogprob] | None = None
+    trace: list[TokenTrace] | None = None
     reasoning: str | None = None
     tool_calls: list[ToolCall] = field(default_factory=list)
 

@@ -259,7 +259,7 @@ def _score(
         with engine._lock:
             if len(ids) > 1:
                 last = torch.cat([last, engine._runner.causal_hidden(twin, ids[:-1], under.adapter)])
-            reading = engine._runner.read_logprobs(last, torch.tensor(ids, device=last.device))
+            reading = engine._runner.reader.read_logprobs(last, torch.tensor(ids, device=last.device))
     finally:
         twin.release()
     assert reading.chosen_logprobs is not None

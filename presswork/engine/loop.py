@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from presswork.diffusion.sampler import StepReading, advance, start_canvas
-from presswork.engine.events import Commit, Draft, TokenLogprob
+from presswork.diffusion.sampler import CanvasState, StepReading, advance, start_canvas
+from presswork.engine.events import Commit, Draft, TokenLogprob, TokenTrace
 from presswork.engine.pins import canvas_pins
 from presswork.engine.prefix import PrefixCache
 from presswork.engine.request import Request
 from presswork.engine.runner import Runner
 from presswork.engine.scheduler import Scheduler, WorkItem
+from presswork.engine.starts import start_of
 from presswork.errors import GenerationError, NonFiniteError, OutOfMemoryError, PressworkError
 from presswork.ops.vocab_head import Reading
 
@@ -73,8 +74,9 @@ class EngineLoop:
             length, first = item.canvas_length, len(request.output.token_ids)
             pins = canvas_pins(request.params.pins, first, length, self._runner.model.decoder.embedding)
             request.canvas = start_canvas(
-                request.noise, request.num_canvases, length, self._vocab_size, self._runner.device, pins
-            )
+                request.noise, request.num_canvases, length, self._vocab_size, self._runner.device, pins,
+                start_of(request, length, self._runner.device),
+            )  # fmt: skip
             request.num_canvases += 1
 
     def _after(self, items: Sequence[WorkItem], hidden: Sequence[Tensor]) -> None:
@@ -83,12 +85,14 @@ class EngineLoop:
         canvases = [(item.request, rows) for item, rows in zip(items, hidden, strict=True) if item.canvas_length]
         if canvases:
             requests, rows = [r for r, _ in canvases], [h for _, h in canvases]
-            for request, h, reading in zip(requests, rows, self._runner.read_canvases(requests, rows), strict=True):
+            for request, h, reading in zip(
+                requests, rows, self._runner.reader.read_canvases(requests, rows), strict=True
+            ):
                 self._denoised(request, h, reading)
         nexts = [(item.request, rows) for item, rows in zip(items, hidden, strict=True) if item.wants_next]
         if nexts:
             requests, rows = [r for r, _ in nexts], [h for _, h in nexts]
-            for request, h, reading in zip(requests, rows, self._runner.read_next(requests, rows), strict=True):
+            for request, h, reading in zip(requests, rows, self._runner.reader.read_next(requests, rows), strict=True):
                 self._next_token(request, h, reading)
 
     def _strike_off(self, item: WorkItem) -> None:
@@ -103,28 +107,21 @@ class EngineLoop:
         if is_prompt or not request.is_ar:
             self._prefix.put(request.all_ids()[: request.cache.length], request.cache, request.adapter.number)
 
-    def _denoised(self, request: Request, hidden: Float[Tensor, "L D"], reading: Reading) -> None:
+    def _denoised(self, request: Request, hidden: Float[Tensor, "L D"], reading: StepReading | None) -> None:
         """One denoise step of one request: advance its canvas, and commit it when it is finished."""
         canvas = request.canvas
         assert canvas is not None
-        if not bool(reading.finite.all()):
-            request.fail(_non_finite(request, f"step {canvas.step + 1} of canvas {canvas.index + 1}"))
+        if reading is None:
+            request.fail(_non_finite(request, f"step {canvas.num_steps + 1} of canvas {canvas.index + 1}"))
             return
-        step_reading = StepReading(
-            argmax=reading.argmax,
-            sample=reading.sample,
-            entropy=reading.entropy,
-            max_logprob=reading.max_logprob,
-            soft_embedding=reading.soft_embedding,
-        )
-        advance(canvas, step_reading, request.rules, request.noise, self._vocab_size)
+        advance(canvas, reading, request.rules, request.noise, self._vocab_size)
         request.num_denoise_steps += 1
         if request.wants_drafts:
             request.emit(
                 Draft(
                     canvas_index=canvas.index,
-                    step=canvas.step,
-                    max_steps=request.rules.schedule.num_steps,
+                    step=canvas.num_steps,
+                    max_steps=request.rules.schedule.num_steps - canvas.first_step,
                     token_ids=canvas.argmax.tolist(),
                     entropy=canvas.entropy.tolist(),
                     accepted=canvas.accepted.tolist(),
@@ -139,12 +136,21 @@ class EngineLoop:
         assert canvas is not None
         ids = canvas.argmax.tolist()
         taken = request.output.take(ids)
+        if request.constraint is not None:
+            request.constraint.take(ids[: taken.num_tokens], request.end_ids)
         logprobs = None
         if request.params.logprobs is not None:
             logprobs = self._canvas_logprobs(request, hidden[: taken.num_tokens], taken.num_tokens)
         kept = ids[: taken.num_tokens]
         request.emit(
-            Commit(canvas_index=canvas.index, token_ids=kept, text=taken.text, num_steps=canvas.step, logprobs=logprobs)
+            Commit(
+                canvas_index=canvas.index,
+                token_ids=kept,
+                text=taken.text,
+                num_steps=canvas.num_steps,
+                logprobs=logprobs,
+                trace=_trace(canvas, kept) if request.params.trace else None,
+            )
         )
         request.canvas = None
         if taken.finish_reason is not None:
@@ -157,13 +163,13 @@ class EngineLoop:
         assert canvas is not None
         steps = canvas.settled_step[:num_tokens].tolist()
         entropy = canvas.entropy[:num_tokens].tolist()
-        return self._logprobs(request, hidden, canvas.argmax[:num_tokens], entropy, steps, canvas.step)
+        return self._logprobs(request, hidden, canvas.argmax[:num_tokens], entropy, steps, canvas.num_steps)
 
     def _logprobs(
         self, request: Request, hidden: Tensor, ids: Tensor, entropy: list[float], settled: list[int], num_steps: int
     ) -> list[TokenLogprob]:
         num_top = request.params.logprobs or 0
-        reading = self._runner.read_logprobs(hidden, ids, num_top)
+        reading = self._runner.reader.read_logprobs(hidden, ids, num_top)
         assert reading.chosen_logprobs is not None
         chosen = reading.chosen_logprobs[:, 0].tolist()
         tops: list[tuple[tuple[int, float], ...]] = [()] * len(chosen)
@@ -183,6 +189,8 @@ class EngineLoop:
             return
         token = int(reading.sample)
         taken = request.output.take([token])
+        if request.constraint is not None:
+            request.constraint.take([token], request.end_ids)
         logprobs = None
         if request.params.logprobs is not None:
             logprobs = self._logprobs(request, hidden, reading.sample, reading.entropy.tolist(), [1], 1)
@@ -193,6 +201,24 @@ class EngineLoop:
         if request.cache is not None:
             self._prefix.put(request.all_ids()[: request.cache.length], request.cache, request.adapter.number)
         request.finish(taken.finish_reason, taken.stop_match)
+
+
+def _trace(canvas: CanvasState, token_ids: Sequence[int]) -> list[TokenTrace]:
+    """How a committed canvas's tokens came about."""
+    pinned = set() if canvas.pins is None else set(canvas.pins.positions.tolist())
+    given = [-1] * len(token_ids) if canvas.given is None else canvas.given.tolist()
+    settled, entropy = canvas.settled_step.tolist(), canvas.entropy.tolist()
+    return [
+        TokenTrace(
+            token_id=token,
+            settled_step=settled[i],
+            num_steps=canvas.num_steps,
+            entropy=entropy[i],
+            is_pinned=i in pinned,
+            start_id=None if given[i] < 0 else given[i],
+        )
+        for i, token in enumerate(token_ids)
+    ]
 
 
 def _non_finite(request: Request, where: str) -> NonFiniteError:

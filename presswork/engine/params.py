@@ -9,6 +9,7 @@ from presswork.diffusion.sampler import DiffusionRules
 from presswork.diffusion.schedule import TemperatureSchedule
 from presswork.diffusion.stopping import StableAndConfidentRule
 from presswork.errors import ConfigError, RequestError
+from presswork.grammar.languages import Language
 
 Mode = Literal["diffusion", "ar"]
 
@@ -42,8 +43,13 @@ class SamplingParams:
         confidence_threshold: mean entropy below which a stable canvas stops; None turns early stop off.
         pins: a mapping of positions, counted from the first generated token, to the token ids they are held to; kept
             as pairs in order. End tokens and stop strings are ruled out before the last of them.
+        start: what the canvases start from in place of noise: a text, or token ids from the first generated one on.
+        start_noise: share of the start that gives way to noise, drawn token by token; 1 is all of it. A canvas that
+            starts from a text skips that part of its steps which would have undone more noise.
         canvas_length: positions denoised together; None is the checkpoint's, or less where less is left to write.
+        constraint: the language the text is kept to, such as Regex or JsonSchema; None leaves it free.
         logprobs: None, or how many alternatives to report beside each token's log-probability.
+        trace: report how each token of a canvas came about.
         adapter: name of a loaded adapter to write with; None is the model as it is.
     """
 
@@ -66,8 +72,12 @@ class SamplingParams:
     stability_threshold: int | None = 1
     confidence_threshold: float | None = 0.005
     pins: tuple[tuple[int, int], ...] = ()
+    start: str | tuple[int, ...] = ()
+    start_noise: float = 0.5
     canvas_length: int | None = None
+    constraint: Language | None = None
     logprobs: int | None = None
+    trace: bool = False
     adapter: str | None = None
 
     def __post_init__(self) -> None:
@@ -88,25 +98,41 @@ class SamplingParams:
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise RequestError(f"adapter must be the name of a loaded adapter, got {self.adapter!r}")
         object.__setattr__(self, "stop", _strings(self.stop))
-        if isinstance(self.stop_token_ids, str) or not isinstance(self.stop_token_ids, Iterable):
-            raise RequestError(f"stop_token_ids must be a list of token ids, got {self.stop_token_ids!r}")
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        for token in self.stop_token_ids:
-            _check_count("stop_token_ids", token, 0, _MAX_ID)
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         object.__setattr__(self, "pins", _pairs(self.pins))
+        _check_real("start_noise", self.start_noise, 0.0, 1.0)
+        if not isinstance(self.start, str):
+            object.__setattr__(self, "start", _token_ids("start", self.start))
         if self.pins and self.max_tokens is not None and self.pins[-1][0] >= self.max_tokens:
             raise RequestError(
                 f"pins reach position {self.pins[-1][0]}, but max_tokens is {self.max_tokens}; positions count from 0"
             )
         if 0 < self.temperature < _MIN_TEMPERATURE:
             raise RequestError(f"temperature must be 0 or at least {_MIN_TEMPERATURE:g}, got {self.temperature!r}")
-        if self.mode == "ar":
-            if self.pins:
-                raise RequestError("mode 'ar' has no canvas to pin tokens in; leave out pins or use mode 'diffusion'")
-            for name in ("canvas_length", "accept_threshold"):
-                if getattr(self, name) is not None:
-                    raise RequestError(f"mode 'ar' has no canvas: {name} must be none, got {getattr(self, name)!r}")
+        if self.constraint is not None:
+            self._check_constraint()
+        self._check_ar()
         self.rules()
+
+    def _check_ar(self) -> None:
+        if self.mode != "ar":
+            return
+        for name in ("pins", "start"):
+            if getattr(self, name):
+                raise RequestError(f"mode 'ar' has no canvas: leave out {name}, or use mode 'diffusion'")
+        for name in ("canvas_length", "accept_threshold"):
+            if getattr(self, name) is not None:
+                raise RequestError(f"mode 'ar' has no canvas: {name} must be none, got {getattr(self, name)!r}")
+
+    def _check_constraint(self) -> None:
+        if not isinstance(self.constraint, Language):
+            got = type(self.constraint).__name__
+            raise RequestError(f"constraint must be a Regex, Choices, JsonSchema, ToolCalls or Without, got {got}")
+        # The constraint decides where the text ends; a filter of tokens could leave none of its texts.
+        neutral = {"min_tokens": 0, "top_k": 0, "top_p": 1.0, "ignore_eos": False}
+        for name, value in neutral.items():
+            if getattr(self, name) != value:
+                raise RequestError(f"{name} cannot be kept together with a constraint; leave one of them out")
 
     def rules(self) -> DiffusionRules:
         """The schedule, accept rule and stop rule these parameters stand for."""
@@ -182,6 +208,15 @@ def _strings(value: object) -> tuple[str, ...]:
     if len(strings) < len(listed):
         raise RequestError(f"stop must be one or more non-empty strings, got {value!r}")
     return strings
+
+
+def _token_ids(name: str, value: object) -> tuple[int, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise RequestError(f"{name} must be a list of token ids, got {value!r}")
+    ids = tuple(value)
+    for token in ids:
+        _check_count(name, token, 0, _MAX_ID)
+    return ids
 
 
 def _pairs(value: object) -> tuple[tuple[int, int], ...]:

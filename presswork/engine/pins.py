@@ -24,6 +24,8 @@ def with_ends_held_off(
 
     Raises:
         RequestError: a pin past max_tokens or outside the vocabulary.
+
+    A constraint says itself where texts end.
     """
     if not params.pins:
         return params
@@ -36,6 +38,8 @@ def with_ends_held_off(
             f"pins reach position {last}, but the context has room for {max_tokens} tokens behind the prompt; "
             "positions count from 0"
         )
+    if params.constraint is not None:
+        return params
     wanted = last if token in end_ids else last + 1
     return params.changed(min_tokens=max(params.min_tokens, wanted))
 

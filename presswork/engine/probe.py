@@ -18,24 +18,26 @@ from presswork.models.adapters import Adapter
 
 def causal_logprobs(
     runner: Runner, lock: AbstractContextManager, ids: Sequence[int], num_prompt: int, chunk: int,
-    adapter: Adapter | None,
+    adapter: Adapter | None, cache: SequenceCache | None = None,
 ) -> list[float]:  # fmt: skip
     """Log-probability of each id after the first num_prompt given all before it, in nats.
 
     Args:
+        cache: what is computed already, fewer tokens than the prompt has; taken over and released.
         lock: held during each chunk's pass and free between two, so that requests get theirs.
     """
-    cache = SequenceCache(runner.config)
+    cache = cache or SequenceCache(runner.config)
     scores: list[float] = []
     try:
-        for start in range(0, len(ids) - 1, chunk):
-            stop = min(start + chunk, len(ids) - 1)
+        while cache.length < len(ids) - 1:
+            # Chunks end where a request's own prefill would end them.
+            start, stop = cache.length, min((cache.length // chunk + 1) * chunk, len(ids) - 1)
             skip = max(0, num_prompt - 1 - start)
             with lock:
                 hidden = runner.causal_hidden(cache, ids[start:stop], adapter)
                 if skip < stop - start:
                     targets = torch.tensor(ids[start + 1 + skip : stop + 1], device=hidden.device)
-                    reading = runner.read_logprobs(hidden[skip:], targets)
+                    reading = runner.reader.read_logprobs(hidden[skip:], targets)
                     assert reading.chosen_logprobs is not None
                     scores += reading.chosen_logprobs[:, 0].tolist()
     finally:

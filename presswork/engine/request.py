@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -14,7 +14,19 @@ from presswork.cache.contiguous import SequenceCache
 from presswork.diffusion.noise import CounterNoise
 from presswork.diffusion.sampler import CanvasState, DiffusionRules
 from presswork.engine.adapters import NO_ADAPTER, LoadedAdapter
-from presswork.engine.events import Commit, Done, Draft, Event, FinishReason, Reply, Stats, TokenLogprob, Usage
+from presswork.engine.constraints import ConstraintState
+from presswork.engine.events import (
+    Commit,
+    Done,
+    Draft,
+    Event,
+    FinishReason,
+    Reply,
+    Stats,
+    TokenLogprob,
+    TokenTrace,
+    Usage,
+)
 from presswork.engine.output import OutputText
 from presswork.engine.params import SamplingParams
 from presswork.errors import PressworkError
@@ -41,6 +53,8 @@ class Request:
         wants_drafts: whether Draft events are produced.
         adapter: what it is written with; held until the request ends, also when it is unloaded meanwhile.
         banned: token ids ruled out at single positions of the generated text.
+        start_ids: tokens the canvases start from, from the first generated one on.
+        constraint: the language the reply is kept to, and how far it is into it; None where it is free.
         pending: tokens whose keys and values are not in the cache yet; what the next causal rows are.
         canvas: the canvas being denoised, None while prefilling or in ar mode.
         cached_tokens: prompt tokens that came out of the prefix cache.
@@ -54,6 +68,8 @@ class Request:
     wants_drafts: bool = False
     adapter: LoadedAdapter = NO_ADAPTER
     banned: Mapping[int, Int[Tensor, "B"]] = field(default_factory=dict)
+    start_ids: Sequence[int] = ()
+    constraint: ConstraintState | None = None
     request_id: int = field(default_factory=lambda: next(_ids))
     phase: Phase = Phase.WAITING
     cancelled: bool = False
@@ -68,6 +84,7 @@ class Request:
     num_passes: int = 0
     text_parts: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    trace: list[TokenTrace] = field(default_factory=list)
     submitted_at: float = field(default_factory=time.perf_counter)
     first_text_at: float | None = None
     _seen: set[int] = field(default_factory=set)
@@ -109,6 +126,8 @@ class Request:
                 self.first_text_at = time.perf_counter()
             if event.logprobs:
                 self.logprobs += event.logprobs
+            if event.trace:
+                self.trace += event.trace
         self.events.append(event)
 
     def finish(self, reason: FinishReason, stop_match: str | int | None = None) -> None:
@@ -132,6 +151,7 @@ class Request:
                 completion_tokens=count,
             ),
             logprobs=self.logprobs if self.params.logprobs is not None else None,
+            trace=self.trace if self.params.trace else None,
         )
         self.events.append(Done(reply=reply))
         # Last: who sees the end finds the event.

@@ -1,24 +1,20 @@
-"""Turns planned work into model passes and vocabulary readings; the only part of the engine that makes tensors.
-
-N rows of a pass, D model width, L canvas, V vocabulary.
-"""
+"""Turns planned work into model passes. N rows of a pass, D model width, L canvas."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from presswork.cache.contiguous import SequenceCache
-from presswork.engine.request import Request
+from presswork.engine.readings import VocabReader
 from presswork.engine.scheduler import WorkItem
 from presswork.models.adapters import AdaptedRows, Adapter
 from presswork.models.attention import CachedAttention, Segment
 from presswork.models.transformer import PassRows, Transformer
 from presswork.ops.linear import is_row_stable
-from presswork.ops.vocab_head import EditGroup, LogitEdits, Reading, read_vocab
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +34,7 @@ class Runner:
 
     def __init__(self, model: Transformer):
         self.model, self.config = model, model.config
+        self.reader = VocabReader(model)
         self.device = model.decoder.embedding.device
         widths = {model.config.hidden_size, model.config.intermediate_size, model.config.moe_intermediate_size}
         widths |= {model.config.num_attention_heads * layer.head_dim for layer in model.config.layers}
@@ -165,78 +162,6 @@ class Runner:
             [z if piece.belief is None else piece.belief for piece, z in zip(canvases, blank, strict=True)]
         )
 
-    def read_canvases(self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "L D"]]) -> list[Reading]:
-        """Each canvas's reading under its step's temperature, from one sweep over the vocabulary."""
-        counts = [rows.shape[0] for rows in hidden]
-        temperature, uniform, top_k, top_p, soft = [], [], [], [], []
-        for request, count in zip(requests, counts, strict=True):
-            canvas, params = request.canvas, request.params
-            assert canvas is not None
-            # Scaled by 0 the schedule would divide by 0: samples become the arg-max and the schedule stays.
-            scale = params.temperature or 1.0
-            temperature.append(torch.full((count,), request.rules.schedule.temperature(canvas.step) * scale))
-            drawn = request.noise.uniforms(canvas.index, canvas.step, count)
-            uniform.append(drawn if params.temperature else torch.full_like(drawn, float("nan")))
-            top_k.append(torch.full((count,), params.top_k))
-            top_p.append(torch.full((count,), params.top_p))
-            # The belief only feeds a next step.
-            soft.append(torch.full((count,), canvas.step + 1 < request.rules.schedule.num_steps))
-        reading = self._read(
-            torch.cat(list(hidden)),
-            temperature=torch.cat(temperature),
-            uniform=torch.cat(uniform),
-            top_k=torch.cat(top_k),
-            top_p=torch.cat(top_p),
-            soft=torch.cat(soft),
-            edits=_edits(requests, counts),
-        )
-        return split_reading(reading, counts)
-
-    def read_next(self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "1 D"]]) -> list[Reading]:
-        """Each ar request's next-token reading."""
-        counts = [1] * len(requests)
-        uniform = [
-            r.noise.autoregressive(len(r.output.token_ids)) if r.params.temperature else float("nan") for r in requests
-        ]
-        reading = self._read(
-            torch.cat(list(hidden)),
-            temperature=torch.tensor([r.params.temperature or 1.0 for r in requests]),
-            uniform=torch.tensor(uniform, dtype=torch.float64),
-            top_k=torch.tensor([r.params.top_k for r in requests]),
-            top_p=torch.tensor([r.params.top_p for r in requests]),
-            soft=None,
-            edits=_edits(requests, counts),
-        )
-        return split_reading(reading, counts)
-
-    def read_logprobs(self, hidden: Float[Tensor, "N D"], ids: Int[Tensor, "N"], num_top: int = 0) -> Reading:
-        """Log-probabilities of given tokens under the model itself: temperature 1, nothing edited or filtered."""
-        return read_vocab(
-            hidden,
-            self.model.head,
-            softcap=self.config.final_logit_softcapping,
-            temperature=torch.ones(hidden.shape[0], device=hidden.device),
-            token_ids=ids[:, None],
-            top_logprobs=num_top,
-        )
-
-    def _read(
-        self, hidden: Tensor, *, temperature: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor,
-        soft: Bool[Tensor, "N"] | None, edits: LogitEdits | None,
-    ) -> Reading:  # fmt: skip
-        return read_vocab(
-            hidden,
-            self.model.head,
-            softcap=self.config.final_logit_softcapping,
-            temperature=temperature.to(hidden.device),
-            uniform=uniform.to(hidden.device),
-            soft_embedding=False if soft is None else soft.to(hidden.device),
-            soft_source=self.model.decoder.embedding,
-            edits=edits,
-            top_k=top_k.to(hidden.device) if bool((top_k > 0).any()) else None,
-            top_p=top_p.to(hidden.device) if bool((top_p < 1).any()) else None,
-        )
-
 
 def _adapter_key(piece: _Slice) -> tuple[int, bool]:
     """What slices must have in common to take a layer's products together; no adapter comes first."""
@@ -263,53 +188,7 @@ def is_tied(model: Transformer) -> bool:
     return model.own_encoder is None
 
 
-def split_reading(reading: Reading, counts: Sequence[int]) -> list[Reading]:
-    """One reading a request."""
-    if len(counts) == 1:
-        return [reading]
-    columns = {f.name: getattr(reading, f.name) for f in fields(Reading)}
-    pieces = {name: rows.split(list(counts)) for name, rows in columns.items() if rows is not None}
-    return [replace(reading, **{name: parts[i] for name, parts in pieces.items()}) for i in range(len(counts))]
-
-
 def _scatter(parts: list[Tensor | None], numbers: list[int], rows: Tensor, slices: list[_Slice]) -> None:
     sizes = [slices[i].ids.shape[0] for i in numbers]
     for number, part in zip(numbers, rows.split(sizes), strict=True):
         parts[number] = part
-
-
-def _edits(requests: Sequence[Request], counts: Sequence[int]) -> LogitEdits | None:
-    """Repetition penalties, end tokens ruled out in rows before min_tokens, tokens ruled out at single positions."""
-    groups: list[EditGroup] = []
-    row_group: list[int] = []
-    for request, count in zip(requests, counts, strict=True):
-        params, written, num_rows = request.params, len(request.output.token_ids), count
-        plain = -1
-        seen = torch.empty(0, dtype=torch.int64)
-        if params.repetition_penalty != 1.0:
-            seen = torch.tensor(list(request.seen_ids()), dtype=torch.int64)
-            plain = len(groups)
-            groups.append(EditGroup(seen_ids=seen, repetition_penalty=params.repetition_penalty))
-        num_early = min(count, max(0, params.min_tokens - written))
-        if num_early and request.end_ids:
-            banned = torch.tensor(sorted(request.end_ids), dtype=torch.int64)
-            early = EditGroup(seen_ids=seen, repetition_penalty=params.repetition_penalty, banned_ids=banned)
-            row_group += [len(groups)] * num_early
-            groups.append(early)
-            count -= num_early
-        row_group += [plain] * count
-        _ban_at(request, range(len(row_group) - num_rows, len(row_group)), row_group, groups)
-    if not groups:
-        return None
-    return LogitEdits(row_group=torch.tensor(row_group), groups=tuple(groups))
-
-
-def _ban_at(request: Request, rows: range, row_group: list[int], groups: list[EditGroup]) -> None:
-    """Give each row with bans of its own a group of its own. Mutates row_group and groups."""
-    first = len(request.output.token_ids)
-    for position, banned in request.banned.items():
-        if 0 <= position - first < len(rows):
-            row = rows[position - first]
-            shared = groups[row_group[row]] if row_group[row] >= 0 else EditGroup()
-            row_group[row] = len(groups)
-            groups.append(replace(shared, banned_ids=torch.cat([shared.banned_ids, banned])))

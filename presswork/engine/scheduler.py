@@ -131,5 +131,8 @@ class Scheduler:
             return request.canvas.tokens.shape[0]
         explicit = request.params.canvas_length
         if explicit is None:
-            return min(self._config.canvas_length, request.output.num_left)
+            length = min(self._config.canvas_length, request.output.num_left)
+            most = None if request.constraint is None else request.constraint.most_tokens
+            # One more for the end token; what is behind it could only be tail.
+            return length if most is None else min(length, most + 1)
         return min(explicit, self._max_context - len(request.prompt_ids) - len(request.output.token_ids))

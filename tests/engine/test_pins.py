@@ -109,7 +109,7 @@ def test_a_pinned_end_token_ends_only_as_the_last_pin(confident_model):
         (dict(pins={2: "a"}), "the token pinned at position 2 must be an integer"),
         (dict(pins=[1, 2]), "pins must map positions to token ids"),
         (dict(pins=((1, 2), (1, 3))), "pins must name each position once"),
-        (dict(pins={1: 2}, mode="ar"), "mode 'ar' has no canvas to pin"),
+        (dict(pins={1: 2}, mode="ar"), "mode 'ar' has no canvas: leave out pins"),
         (dict(prompt_token_ids=[PROMPT] * 3, pins=[{}, {}]), "pins has 2 values for 3 prompts"),
     ],
 )

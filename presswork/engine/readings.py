@@ -1,0 +1,279 @@
+"""What the vocabulary head says of the rows of a pass: one sweep for all canvases that are free, two for each language.
+
+N rows, D model width, L canvas, R open rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+from presswork.diffusion.sampler import StepReading
+from presswork.engine.constrained import DecidedCanvas, decide, next_weights
+from presswork.engine.request import Request
+from presswork.errors import GenerationError
+from presswork.models.transformer import Transformer
+from presswork.ops.vocab_head import (
+    ClassReading,
+    ClassWeights,
+    EditGroup,
+    LogitEdits,
+    Reading,
+    read_classes,
+    read_vocab,
+)
+
+
+class VocabReader:
+    """Reads the token distributions of hidden rows as their requests want them."""
+
+    def __init__(self, model: Transformer):
+        self._model, self._config = model, model.config
+
+    def read_canvases(
+        self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "L D"]]
+    ) -> list[StepReading | None]:
+        """Each canvas's reading under its step's temperature; None where the model produced NaN or infinity.
+
+        A request whose constraint has no text left fails, and has None too. Mutates such requests.
+        """
+        readings: list[StepReading | None] = [None] * len(requests)
+        for members in _by_constraint(requests):
+            some, rows = [requests[i] for i in members], [hidden[i] for i in members]
+            read = self._free if some[0].constraint is None else self._constrained
+            for i, reading in zip(members, read(some, rows), strict=True):
+                readings[i] = reading
+        return readings
+
+    def read_next(self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "1 D"]]) -> list[Reading]:
+        """Each ar request's next-token reading."""
+        readings: list[Reading | None] = [None] * len(requests)
+        for members in _by_constraint(requests):
+            some = [requests[i] for i in members]
+            for i, reading in zip(members, self._next(some, [hidden[i] for i in members]), strict=True):
+                readings[i] = reading
+        return [reading for reading in readings if reading is not None]
+
+    def read_logprobs(self, hidden: Float[Tensor, "N D"], ids: Int[Tensor, "N"], num_top: int = 0) -> Reading:
+        """Log-probabilities of given tokens under the model itself: temperature 1, nothing edited or filtered."""
+        return read_vocab(
+            hidden,
+            self._model.head,
+            softcap=self._config.final_logit_softcapping,
+            temperature=torch.ones(hidden.shape[0], device=hidden.device),
+            token_ids=ids[:, None],
+            top_logprobs=num_top,
+        )
+
+    def _free(self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "L D"]]) -> list[StepReading | None]:
+        counts = [rows.shape[0] for rows in hidden]
+        uniform, top_k, top_p, soft = [], [], [], []
+        for request, count in zip(requests, counts, strict=True):
+            canvas, params = request.canvas, request.params
+            assert canvas is not None
+            drawn = request.noise.uniforms(canvas.index, canvas.step, count)
+            uniform.append(drawn if params.temperature else torch.full_like(drawn, float("nan")))
+            top_k.append(torch.full((count,), params.top_k))
+            top_p.append(torch.full((count,), params.top_p))
+            soft.append(torch.full((count,), _wants_more(request)))
+        reading = self._read(
+            torch.cat(list(hidden)),
+            temperature=_temperatures(requests, counts),
+            uniform=torch.cat(uniform),
+            top_k=torch.cat(top_k),
+            top_p=torch.cat(top_p),
+            soft=torch.cat(soft),
+            edits=_edits(requests, counts),
+        )
+        return [_as_step(part) for part in split_reading(reading, counts)]
+
+    def _constrained(
+        self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "L D"]]
+    ) -> list[StepReading | None]:
+        """Canvases of one language: a sweep for the masses of its classes, one for the rows that those leave open."""
+        state = requests[0].constraint
+        assert state is not None
+        rows, counts = torch.cat(list(hidden)), [part.shape[0] for part in hidden]
+        temperature, edits = _temperatures(requests, counts), _edits(requests, counts)
+        classes = state.constraint.classes
+        reading = read_classes(
+            rows, self._model.head, softcap=self._config.final_logit_softcapping, temperature=temperature,
+            classes=classes, edits=edits,
+        )  # fmt: skip
+        found: list[StepReading | None] = []
+        start = 0
+        for request, count in zip(requests, counts, strict=True):
+            part = reading.select(slice(start, start + count))
+            if not bool(part.finite.all()):
+                found.append(None)
+            else:
+                own = None if edits is None else replace(edits, row_group=edits.row_group[start : start + count])
+                found.append(self._decided(request, part, rows[start : start + count], temperature[start], own))
+            start += count
+        return found
+
+    def _decided(
+        self, request: Request, reading: ClassReading, hidden: Float[Tensor, "L D"], temperature: Tensor,
+        edits: LogitEdits | None,
+    ) -> StepReading | None:  # fmt: skip
+        try:
+            return self._tokens(request, decide(request, reading), hidden, temperature, edits)
+        except GenerationError as error:
+            request.fail(error)
+            return None
+
+    def _tokens(
+        self, request: Request, decided: DecidedCanvas, hidden: Float[Tensor, "L D"], temperature: Tensor,
+        edits: LogitEdits | None,
+    ) -> StepReading:  # fmt: skip
+        """A canvas whose classes are decided, with the tokens and beliefs that only feed a next step."""
+        soft, sample = None, decided.sample
+        if _wants_more(request):
+            state = request.constraint
+            assert state is not None
+            soft = self._model.decoder.embedding[decided.surest]
+            rows = decided.is_open.nonzero()[:, 0]
+            if len(rows):
+                reading = self._read(
+                    hidden[rows],
+                    temperature=temperature.expand(len(rows)),
+                    uniform=decided.uniform[rows],
+                    soft=torch.ones(len(rows), dtype=torch.bool),
+                    edits=None if edits is None else replace(edits, row_group=edits.row_group[rows]),
+                    class_weights=ClassWeights(
+                        classes=state.constraint.classes,
+                        log_weight=decided.log_weight[rows],
+                        sample_class=decided.sampled_class[rows],
+                    ),
+                )
+                assert reading.soft_embedding is not None
+                sample, soft = sample.clone(), soft.clone()
+                soft[rows] = reading.soft_embedding
+                if request.params.temperature:
+                    sample[rows] = reading.sample
+        return StepReading(
+            argmax=decided.argmax, sample=sample, entropy=decided.entropy, max_logprob=decided.max_logprob,
+            soft_embedding=soft,
+        )  # fmt: skip
+
+    def _next(self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "1 D"]]) -> list[Reading]:
+        counts = [1] * len(requests)
+        uniform = [
+            r.noise.autoregressive(len(r.output.token_ids)) if r.params.temperature else float("nan") for r in requests
+        ]
+        reading = self._read(
+            torch.cat(list(hidden)),
+            temperature=torch.tensor([r.params.temperature or 1.0 for r in requests]),
+            uniform=torch.tensor(uniform, dtype=torch.float64),
+            top_k=torch.tensor([r.params.top_k for r in requests]),
+            top_p=torch.tensor([r.params.top_p for r in requests]),
+            soft=None,
+            edits=_edits(requests, counts),
+            class_weights=next_weights(requests),
+        )
+        return split_reading(reading, counts)
+
+    def _read(
+        self, hidden: Float[Tensor, "N D"], *, temperature: Float[Tensor, "N"], uniform: Float64[Tensor, "N"],
+        soft: Bool[Tensor, "N"] | None, edits: LogitEdits | None, top_k: Int[Tensor, "N"] | None = None,
+        top_p: Float[Tensor, "N"] | None = None, class_weights: ClassWeights | None = None,
+    ) -> Reading:  # fmt: skip
+        device = hidden.device
+        return read_vocab(
+            hidden,
+            self._model.head,
+            softcap=self._config.final_logit_softcapping,
+            temperature=temperature.to(device),
+            uniform=uniform.to(device),
+            soft_embedding=False if soft is None else soft.to(device),
+            soft_source=self._model.decoder.embedding,
+            edits=edits,
+            top_k=top_k.to(device) if top_k is not None and bool((top_k > 0).any()) else None,
+            top_p=top_p.to(device) if top_p is not None and bool((top_p < 1).any()) else None,
+            class_weights=class_weights,
+        )
+
+
+def split_reading(reading: Reading, counts: Sequence[int]) -> list[Reading]:
+    """One reading a request."""
+    if len(counts) == 1:
+        return [reading]
+    columns = {f.name: getattr(reading, f.name) for f in fields(Reading)}
+    pieces = {name: rows.split(list(counts)) for name, rows in columns.items() if rows is not None}
+    return [replace(reading, **{name: parts[i] for name, parts in pieces.items()}) for i in range(len(counts))]
+
+
+def _as_step(reading: Reading) -> StepReading | None:
+    if not bool(reading.finite.all()):
+        return None
+    return StepReading(
+        argmax=reading.argmax,
+        sample=reading.sample,
+        entropy=reading.entropy,
+        max_logprob=reading.max_logprob,
+        soft_embedding=reading.soft_embedding,
+    )
+
+
+def _by_constraint(requests: Sequence[Request]) -> list[list[int]]:
+    """Places of the requests that are kept to the same language, in order of the first of each."""
+    groups: dict[int, list[int]] = {}
+    for i, request in enumerate(requests):
+        key = 0 if request.constraint is None else id(request.constraint.constraint)
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
+
+
+def _wants_more(request: Request) -> bool:
+    """Whether another step may follow, which is all that samples and beliefs are for."""
+    assert request.canvas is not None
+    return request.canvas.step + 1 < request.rules.schedule.num_steps
+
+
+def _temperatures(requests: Sequence[Request], counts: Sequence[int]) -> Float[Tensor, "N"]:
+    parts = []
+    for request, count in zip(requests, counts, strict=True):
+        assert request.canvas is not None
+        # Scaled by 0 the schedule would divide by 0: samples become the arg-max and the schedule stays.
+        scale = request.params.temperature or 1.0
+        parts.append(torch.full((count,), request.rules.schedule.temperature(request.canvas.step) * scale))
+    return torch.cat(parts)
+
+
+def _edits(requests: Sequence[Request], counts: Sequence[int]) -> LogitEdits | None:
+    """Repetition penalties, end tokens ruled out in rows before min_tokens, tokens ruled out at single positions."""
+    groups: list[EditGroup] = []
+    row_group: list[int] = []
+    for request, count in zip(requests, counts, strict=True):
+        params, written, num_rows = request.params, len(request.output.token_ids), count
+        plain = -1
+        seen = torch.empty(0, dtype=torch.int64)
+        if params.repetition_penalty != 1.0:
+            seen = torch.tensor(list(request.seen_ids()), dtype=torch.int64)
+            plain = len(groups)
+            groups.append(EditGroup(seen_ids=seen, repetition_penalty=params.repetition_penalty))
+        num_early = min(count, max(0, params.min_tokens - written))
+        if num_early and request.end_ids:
+            banned = torch.tensor(sorted(request.end_ids), dtype=torch.int64)
+            early = EditGroup(seen_ids=seen, repetition_penalty=params.repetition_penalty, banned_ids=banned)
+            row_group += [len(groups)] * num_early
+            groups.append(early)
+            count -= num_early
+        row_group += [plain] * count
+        _ban_at(request, range(len(row_group) - num_rows, len(row_group)), row_group, groups)
+    if not groups:
+        return None
+    return LogitEdits(row_group=torch.tensor(row_group), groups=tuple(groups))
+
+
+def _ban_at(request: Request, rows: range, row_group: list[int], groups: list[EditGroup]) -> None:
+    """Give each row with bans of its own a group of its own. Mutates row_group and groups."""
+    first = len(request.output.token_ids)
+    for position, banned in request.banned.items():
+        if 0 <= position - first < len(rows):
+            row = rows[position - first]
+            shared = groups[row_group[row]] if row_group[row] >= 0 else EditGroup()
+            row_group[row] = len(groups)
+            groups.append(replace(shared, banned_ids=torch.cat([shared.banned_ids, banned])))
