@@ -127,7 +127,7 @@ def check_room(state: ConstraintState, max_tokens: int, pins: Mapping[int, int])
     fewest = int(state.constraint.automaton.fewest[state.state])
     if fewest > max_tokens:
         raise RequestError(
-            f"max_tokens is {max_tokens}, but the constraint's shortest text takes {fewest} tokens; raise max_tokens"
+            f"max_tokens is {max_tokens}, but the constraint's shortest text and its end take {fewest} tokens; raise it"
         )
     behind = max_tokens - max(pins, default=-1) - 1
     if pins and not feasible(state.constraint.automaton, state.state, pins, behind):

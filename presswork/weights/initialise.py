@@ -29,14 +29,19 @@ def random_model(
     random stream, drawn in float32 on the device: the same seed gives the same weights on the same kind of device.
     """
     model = empty_model(config, dtype=dtype, device=device)
+    fill_random(model, seed)
+    return model
+
+
+def fill_random(model: Transformer, seed: int) -> None:
+    """The weights of `random_model` in place of a model's own. Mutates the model."""
     model.encoder_scalars.fill_(1)
     model.decoder_scalars.fill_(1)
     for name, parameter in model.named_parameters():
         if name.endswith(("norm", *_STARTS_AT_ONE)):
             parameter.fill_(1)
         else:
-            fill_normal(parameter, config.initializer_range, f"{seed}/{name}")
-    return model
+            fill_normal(parameter, model.config.initializer_range, f"{seed}/{name}")
 
 
 def initialise_self_conditioning(module: SelfConditioning, deviation: float) -> None:

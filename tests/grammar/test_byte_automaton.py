@@ -28,7 +28,8 @@ from presswork.grammar.expression import (
     without,
 )
 from presswork.grammar.regex import parse_regex
-from tests.grammar.generators import distances, random_regex
+from presswork.tasks.structure.generate import random_regex
+from tests.grammar.walks import distances
 
 A, B, C = Text("a"), Text("b"), Text("c")
 

@@ -9,7 +9,8 @@ from presswork.errors import ConstraintError
 from presswork.grammar.byte_automaton import ByteAutomaton, compile_expression
 from presswork.grammar.formats import FORMATS
 from presswork.grammar.json_schema import schema_expression
-from tests.grammar.generators import random_schema, random_text
+from presswork.tasks.structure.generate import random_schema
+from tests.grammar.walks import random_text
 
 
 def compiled(schema: Any, depth: int = 3) -> ByteAutomaton:

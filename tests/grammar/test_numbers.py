@@ -6,7 +6,7 @@ import pytest
 from presswork.errors import ConstraintError
 from presswork.grammar.byte_automaton import ByteAutomaton, compile_expression
 from presswork.grammar.numbers import integer_expression, number_expression
-from tests.grammar.generators import random_text
+from tests.grammar.walks import random_text
 
 
 def random_bounds(random_: random.Random, low: float, high: float) -> dict[str, Any]:

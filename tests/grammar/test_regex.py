@@ -10,7 +10,8 @@ from presswork.errors import ConstraintError, ConstraintTooLargeError
 from presswork.grammar.byte_automaton import ByteAutomaton, compile_expression
 from presswork.grammar.code_points import unicode_class
 from presswork.grammar.regex import parse_regex
-from tests.grammar.generators import random_regex, random_text
+from presswork.tasks.structure.generate import random_regex
+from tests.grammar.walks import random_text
 
 SHORT = ["".join(parts) for n in range(5) for parts in itertools.product("abé1B\n", repeat=n)]
 

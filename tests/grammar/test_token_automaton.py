@@ -16,7 +16,7 @@ from presswork.grammar.languages import Regex
 from presswork.grammar.regex import parse_regex
 from presswork.grammar.token_automaton import TokenAutomaton, lift
 from presswork.grammar.vocabulary import Vocabulary
-from tests.grammar.generators import random_regex
+from presswork.tasks.structure.generate import random_regex
 
 BYTES = [bytes([value]) for value in range(256)]
 PIECES = [b"", b"a", b"ab", b"abc", b"b", b"ba", b"bb", b"cab", b"1", b"12", "é".encode(), "aé".encode(), b"\xa9", b"a"]

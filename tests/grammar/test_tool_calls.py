@@ -12,10 +12,11 @@ from presswork.grammar.byte_automaton import NUM_BYTES, ByteAutomaton, compile_e
 from presswork.grammar.dialects import TOOL_CALL
 from presswork.grammar.json_schema import schema_expression
 from presswork.grammar.tool_calls import tool_calls_expression
+from presswork.tasks.structure.generate import random_schema
 from presswork.text import parsers
 from presswork.text.parsers import ToolCall, parse_tool_calls
 from presswork.text.tokenizer import Tokenizer
-from tests.grammar.generators import random_schema, random_symbols
+from tests.grammar.walks import random_symbols
 
 MARKS = [parsers.CALL_OPEN, parsers.CALL_CLOSE, parsers.QUOTE]
 

@@ -25,7 +25,8 @@ class CanvasAutomaton:
         class_of: int32 [V].
         num_classes: C, those of the text's tokens, then end tokens, then tail tokens that end nothing.
         edge_starts, edge_group, edge_to, group_starts, group_classes: as in TokenAutomaton.
-        fewest: int64 [S], tokens from each state to the shortest whole text; 0 in the tail.
+        fewest: int64 [S], tokens from each state to the end of the shortest text, the end token included; 0 in the
+            tail.
     """
 
     text: TokenAutomaton
@@ -92,5 +93,5 @@ def close(
         edge_to=target[order].astype(np.int32),
         group_starts=np.concatenate([text.group_starts, [first, first + len(behind)]]),
         group_classes=np.concatenate([text.group_classes, [ends, *behind]]).astype(np.int32),
-        fewest=np.append(text.fewest, 0),
+        fewest=np.append(text.fewest + 1, 0),
     )

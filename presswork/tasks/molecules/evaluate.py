@@ -57,6 +57,7 @@ def evaluate(
     seed: int,
     *,
     mode: Mode = "diffusion",
+    best_of: int = 1,
     known: Sequence[str] = (),
     on_progress: Callable[[int], None] | None = None,
     **params: Any,
@@ -67,11 +68,12 @@ def evaluate(
         num: how many.
         seed: the first request's; the others count on from it.
         mode: by denoising, or one token at a time with temperature 1.
+        best_of: candidates a molecule, as `Engine.generate` takes it.
         known: as in `score`.
         on_progress: called with the number done.
         params: of the requests, fields of SamplingParams.
-    Returns: num, seed, mode, the keys of `score`, mean_steps (denoise steps a molecule; for ar, tokens), tokens_per_s,
-        wall_s and five samples.
+    Returns: num, seed, mode, best_of, the keys of `score`, mean_steps (denoise steps a molecule, those of all its
+        candidates; for ar, tokens of the one given back), tokens_per_s, wall_s and five samples.
     """
     canonical("C")  # rather now than after all of them are made
     if engine.model.config.vocab_size != VOCAB_SIZE:
@@ -84,7 +86,12 @@ def evaluate(
     for start in range(0, num, _BATCH):
         seeds = range(seed + start, seed + min(num, start + _BATCH))
         replies = engine.generate(
-            prompt_token_ids=[[BOS_ID]] * len(seeds), mode=mode, max_tokens=_MAX_TOKENS, seed=list(seeds), **params
+            prompt_token_ids=[[BOS_ID]] * len(seeds),
+            mode=mode,
+            max_tokens=_MAX_TOKENS,
+            seed=list(seeds),
+            best_of=best_of,
+            **params,
         )
         texts += [reply.text for reply in replies]
         num_tokens += sum(len(reply.token_ids) for reply in replies)
@@ -96,6 +103,7 @@ def evaluate(
         "num": num,
         "seed": seed,
         "mode": mode,
+        "best_of": best_of,
         **score(texts, known),
         "mean_steps": (num_steps if mode == "diffusion" else num_tokens) / num,
         "tokens_per_s": num_tokens / wall_s,

@@ -53,8 +53,9 @@ def canvases(language: ByteAutomaton, length: int, tokens_left: int = 0) -> list
         if any(not TOKENS[token] for token in body) or any(token not in (END, PAD) for token in tail):
             continue
         text = b"".join(TOKENS[token] for token in body)
-        more = [b"".join(p) for n in range(tokens_left + 1) for p in itertools.product(TOKENS[1:7], repeat=n)]
-        endings = [b""] if len(body) < length else [b"", *more]
+        more = [b"".join(p) for n in range(tokens_left) for p in itertools.product(TOKENS[1:7], repeat=n)]
+        # Behind a full canvas come the rest of the text and an end token.
+        endings = [b""] if len(body) < length else more
         if any(accepts(language, text + ending) for ending in endings):
             found.append(ids)
     return found
@@ -131,17 +132,17 @@ def test_compiled_recursions_are_the_plain_ones_over_long_canvases_and_wide_rang
 
 
 def test_samples_are_as_frequent_as_the_canvases_are_probable() -> None:
-    language, automaton, z = made(1, 3, 1.0)
-    members = canvases(language, 3)
+    language, automaton, z = made(1, 4, 1.0)
+    members = canvases(language, 4)
     classes = automaton.class_of[np.array(members)]
-    scores = z[np.arange(3), np.array(members)].sum(axis=1)
+    scores = z[np.arange(4), np.array(members)].sum(axis=1)
     p: dict[tuple[int, ...], float] = {}
     for row, weight in zip(classes.tolist(), np.exp(scores - np.logaddexp.reduce(scores)), strict=True):
         p[tuple(row)] = p.get(tuple(row), 0.0) + weight
     num = 20_000
     counts = dict.fromkeys(p, 0)
     mass, top = masses(automaton, z)
-    uniform = np.random.default_rng(5).random((num, 3))
+    uniform = np.random.default_rng(5).random((num, 4))
     left = []
     for numbers in uniform:
         found = condition(automaton, 0, mass, top, numbers, automaton.finals(0))

@@ -1,0 +1,75 @@
+"""`presswork eval molecules`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from presswork.cli.model import open_engine
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
+from presswork.cli.output import note, print_facts, print_json
+from presswork.cli.progress import counting_bar
+from presswork.cli.verbs.eval.modes import chosen_modes
+from presswork.errors import RequestError
+
+
+def molecules(
+    context: typer.Context,
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)],
+    num: Annotated[int, typer.Option(help="Molecules to generate.", min=1)] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the first; the others count on from it.", min=0)] = 0,
+    moses: Annotated[
+        Path | None, typer.Option(help="The molsets wheel; its training set decides what is new.", show_default=False)
+    ] = None,
+    scaffold: Annotated[
+        str | None, typer.Option(help="Write molecules around this SMILES, with * where something may hang.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")] = None,
+    best_of: Annotated[int, typer.Option(help="Candidates a molecule; the causal mode's likeliest counts.", min=1)] = 1,
+    mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "diffusion",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Generate molecules from nothing and let RDKit judge them, as MOSES counts.
+
+    Reports the shares that are valid, different and new, denoise steps a molecule, and tokens per second. With a
+    scaffold, its text is pinned, and the shares are of molecules that are valid, have it as a part, and differ.
+
+    \b
+    Examples:
+      presswork eval molecules --model runs/molecules/model --num 256 --scaffold "*c1ccc(*)cc1"
+      presswork eval molecules --model runs/molecules/model --num 10000 --json
+      presswork eval molecules --model runs/molecules/model --moses data/molsets-0.3.1-py3-none-any.whl
+    """
+    from presswork.tasks.molecules.evaluate import evaluate as judge
+    from presswork.tasks.molecules.scaffold import evaluate_scaffold
+    from presswork.tasks.molecules.training import read_moses
+
+    modes = chosen_modes(mode)
+    if modes == ["ar"] and steps is not None:
+        raise RequestError("mode 'ar' takes no denoise steps: leave out --steps")
+    if scaffold is not None and (modes != ["diffusion"] or moses is not None):
+        raise RequestError("--scaffold pins text in a canvas and counts nothing new: leave out --moses and other modes")
+    if scaffold is not None and best_of > 1:
+        raise RequestError("--scaffold writes each molecule once: leave out --best-of")
+    known = [] if moses is None else read_moses(moses, "train")
+    sampling = {} if steps is None else {"max_denoising_steps": steps}
+    engine = open_engine(context.obj, model, device=device, dtype=dtype)
+    parts = {}
+    for name in modes:
+        given = sampling if name == "diffusion" else {}
+        with counting_bar(f"writing molecules ({name})", num) as count:
+            if scaffold is not None:
+                parts[name] = evaluate_scaffold(engine, scaffold, num, seed, on_progress=count, **given)
+            else:
+                parts[name] = judge(
+                    engine, num, seed, mode=name, best_of=best_of, known=known, on_progress=count, **given
+                )
+    report = {"model": model, **parts[modes[0]], **({"ar": parts["ar"]} if len(modes) > 1 else {})}
+    if as_json:
+        print_json(report)
+        return
+    for name, part in parts.items():
+        note(f"{name}, {num} molecules from seed {seed}")
+        print_facts({key: f"{value:.3f}" if isinstance(value, float) else value for key, value in part.items()})

@@ -1,0 +1,63 @@
+"""`presswork eval structure`."""
+
+from typing import Annotated
+
+import typer
+
+from presswork.cli.model import open_engine
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
+from presswork.cli.output import note, print_columns, print_json
+from presswork.cli.progress import counting_bar
+from presswork.cli.verbs.eval.modes import chosen_modes
+
+
+def structure(
+    context: typer.Context,
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)],
+    schemas: Annotated[int, typer.Option(help="Random JSON schemas.", min=0)] = 1000,
+    regexes: Annotated[int, typer.Option(help="Random regexes.", min=0)] = 500,
+    seed: Annotated[int, typer.Option(help="Of the languages and of the requests.", min=0)] = 0,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Draw the weights anew: validity must not depend on them.")
+    ] = False,
+    mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "diffusion",
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep replies to random languages, in 1 to 16 steps, and let independent libraries judge them.
+
+    JSON is judged by jsonschema, regexes by Python's re. Every reply must be valid; those that are not are listed.
+
+    \b
+    Examples:
+      presswork eval structure --model runs/code/model --json
+      presswork eval structure --model runs/code/model --schemas 100 --regexes 50 --random-weights --mode both
+    """
+    from presswork.tasks.structure.evaluate import evaluate, regex_tasks, schema_tasks
+    from presswork.weights.initialise import fill_random
+
+    modes = chosen_modes(mode)
+    tasks = [*(schema_tasks(schemas, seed) if schemas else ()), *regex_tasks(regexes, seed)]
+    engine = open_engine(context.obj, model, device=device, dtype=dtype)
+    if random_weights:
+        fill_random(engine.model, seed)
+    parts = {}
+    for name in modes:
+        with counting_bar(f"writing ({name})", len(tasks)) as count:
+            parts[name] = evaluate(engine, tasks, seed, mode=name, on_progress=count)
+    if as_json:
+        only = {"random_weights": random_weights, **parts[modes[0]]}
+        print_json({"model": model, **only, **({"ar": parts["ar"]} if len(modes) > 1 else {})})
+        return
+    rows = [("MODE", "KIND", "NUM", "VALID", "ENDED", "STEPS", "SECONDS")]
+    for name, part in parts.items():
+        for kind in ("schema", "regex"):
+            if kind in part:
+                found = part[kind]
+                num, valid, ended = (str(found[key]) for key in ("num", "valid", "ended"))
+                steps, seconds = f"{part['mean_steps']:.1f}", f"{part['wall_s']:.1f}"
+                rows.append((name, kind, num, valid, ended, steps, seconds))
+        for failed in part["invalid"]:
+            note(f"invalid {failed['kind']} {failed['source']}: {failed['text']!r}")
+    print_columns(rows)

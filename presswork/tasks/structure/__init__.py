@@ -1,0 +1,1 @@
+"""Texts in random languages: regexes and JSON schemas."""

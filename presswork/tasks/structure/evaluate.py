@@ -1,0 +1,133 @@
+"""Whether replies kept to random schemas and regexes are what an independent library accepts."""
+
+import json
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from presswork.engine.engine import Engine
+from presswork.engine.events import Reply
+from presswork.engine.params import Mode
+from presswork.errors import ConfigError, ConstraintError
+from presswork.grammar.languages import JsonSchema, Language, Regex
+from presswork.tasks.structure.generate import random_regex, random_schema
+
+STEPS = (1, 2, 4, 8, 16)
+MAX_TOKENS = 256
+_BATCH = 16
+_PROMPT = "Data:\n"
+
+
+@dataclass(frozen=True, slots=True)
+class StructureTask:
+    """A language, and whether a text is in it by somebody else's judgement."""
+
+    kind: str
+    source: str
+    language: Language
+    accepts: Callable[[str], bool]
+
+
+def schema_tasks(num: int, seed: int) -> list[StructureTask]:
+    """Random JSON schemas, judged by jsonschema with its format checks.
+
+    Raises:
+        ConfigError: jsonschema is not installed.
+    """
+    try:
+        import jsonschema
+    except ImportError as error:
+        raise ConfigError("judging JSON needs jsonschema; pip install 'presswork[structure]'") from error
+    made = []
+    for i in range(num):
+        schema = random_schema(random.Random(f"{seed} schema {i}"))
+        kind = jsonschema.Draft202012Validator
+        checker = kind(schema, format_checker=kind.FORMAT_CHECKER)
+        made.append(
+            StructureTask("schema", json.dumps(schema), JsonSchema(schema), lambda text, c=checker: _is_valid(c, text))
+        )
+    return made
+
+
+def regex_tasks(num: int, seed: int) -> list[StructureTask]:
+    """Random regexes, judged by Python's own matcher."""
+    made = []
+    for i in range(num):
+        pattern = random_regex(random.Random(f"{seed} regex {i}"))
+        matches = re.compile(pattern).fullmatch
+        made.append(StructureTask("regex", pattern, Regex(pattern), lambda text, m=matches: m(text) is not None))
+    return made
+
+
+def evaluate(
+    engine: Engine,
+    tasks: Sequence[StructureTask],
+    seed: int,
+    *,
+    mode: Mode = "diffusion",
+    on_progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Write one reply for each task, with budgets of 1 to 16 steps in turn, and judge it.
+
+    Returns: num, seed, mode; for each kind num, valid and ended (an end token was written); valid_by_steps; invalid:
+        what failed, with source and text; mean_steps; wall_s.
+    """
+    counts: dict[str, Counter[str]] = {task.kind: Counter() for task in tasks}
+    by_steps: dict[int, Counter[str]] = {steps: Counter() for steps in STEPS}
+    invalid: list[dict[str, str]] = []
+    num_steps = 0
+    started = time.perf_counter()
+    for done, (task, steps, reply) in enumerate(_replies(engine, tasks, seed, mode), start=1):
+        is_valid = task.accepts(reply.text)
+        counts[task.kind].update(num=1, valid=is_valid, ended=reply.finish_reason == "stop")
+        by_steps[steps].update(num=1, valid=is_valid)
+        num_steps += reply.stats.num_denoise_steps
+        if not is_valid:
+            invalid.append({"kind": task.kind, "source": task.source, "text": reply.text})
+        if on_progress is not None:
+            on_progress(done)
+    return {
+        "num": len(tasks),
+        "seed": seed,
+        "mode": mode,
+        **{kind: dict(found) for kind, found in counts.items()},
+        "valid_by_steps": {steps: found["valid"] / max(1, found["num"]) for steps, found in by_steps.items()},
+        "invalid": invalid,
+        "mean_steps": num_steps / max(1, len(tasks)),
+        "wall_s": time.perf_counter() - started,
+    }
+
+
+def _replies(
+    engine: Engine, tasks: Sequence[StructureTask], seed: int, mode: Mode
+) -> Iterator[tuple[StructureTask, int, Reply]]:
+    """Each task, its step budget and its reply."""
+    prompt = engine.encode_prompt(_PROMPT)
+    for start in range(0, len(tasks), _BATCH):
+        some = range(start, min(len(tasks), start + _BATCH))
+        requests = []
+        for i in some:
+            params = engine.defaults.changed(
+                mode=mode,
+                constraint=tasks[i].language,
+                max_tokens=min(MAX_TOKENS, engine.max_context - len(prompt)),
+                max_denoising_steps=STEPS[i % len(STEPS)],
+                seed=seed + i,
+            )
+            try:
+                requests.append(engine.submit(prompt, params))
+            except ConstraintError as error:
+                raise ConstraintError(f"{tasks[i].kind} {tasks[i].source}: {error}") from error
+        for i, request in zip(some, requests, strict=True):
+            yield tasks[i], STEPS[i % len(STEPS)], engine.reply(request)
+
+
+def _is_valid(checker: Any, text: str) -> bool:
+    try:
+        return checker.is_valid(json.loads(text))
+    except ValueError:
+        return False
