@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from presswork.engine.aio import AsyncEngine
+    from presswork.engine.edit import EditReply
     from presswork.engine.engine import Engine, EngineConfig
     from presswork.engine.events import Commit, Done, Draft, Reply, Stats, TokenLogprob, TokenTrace, Usage
     from presswork.engine.fill import FillReply
+    from presswork.engine.gaps import GapsReply
     from presswork.engine.loader import load
     from presswork.engine.params import SamplingParams
     from presswork.errors import PressworkError
@@ -29,7 +31,9 @@ _HOMES = {
     "AsyncEngine": "presswork.engine.aio",
     "SamplingParams": "presswork.engine.params",
     "Reply": "presswork.engine.events",
+    "EditReply": "presswork.engine.edit",
     "FillReply": "presswork.engine.fill",
+    "GapsReply": "presswork.engine.gaps",
     "Draft": "presswork.engine.events",
     "Commit": "presswork.engine.events",
     "Done": "presswork.engine.events",
@@ -53,9 +57,11 @@ __all__ = [
     "Commit",
     "Done",
     "Draft",
+    "EditReply",
     "Engine",
     "EngineConfig",
     "FillReply",
+    "GapsReply",
     "JsonSchema",
     "PressworkError",
     "Regex",

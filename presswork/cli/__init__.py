@@ -20,6 +20,8 @@ from presswork.settings import Settings
 VERBS = {
     "run": "Generate from a prompt.",
     "chat": "Talk with a model.",
+    "fill": "Fill gaps in a text.",
+    "edit": "Change a text in place.",
     "train": "Train a model by a recipe.",
     "eval": "Measure how well a model does a task.",
     "bench": "Measure generation speed, denoising and one token at a time.",

@@ -41,16 +41,25 @@ def constraint_flags() -> list[inspect.Parameter]:
 
 
 def take_constraint(values: dict[str, Any]) -> dict[str, Any]:
-    """The flags' values as the sampling parameter they stand for, if any was given. Mutates values: takes them out.
+    """The flags' values as the sampling parameter they stand for, if any was given. Mutates values: takes them out."""
+    language = constraint_of(**{name: values.pop(name) for name in _NAMES})
+    return {} if language is None else {"constraint": language}
+
+
+def constraint_of(
+    *, regex: str | None = None, choice: list[str] | None = None, json_schema: str | None = None,
+    forbid: list[str] | None = None,
+) -> Any:  # fmt: skip
+    """The language that flags stand for, None where none was given.
 
     Raises: RequestError for flags that exclude each other, and a schema that cannot be read.
     """
-    given = {name: value for name in _NAMES if (value := values.pop(name)) not in (None, [])}
-    if not given:
-        return {}
+    flags = {"regex": regex, "choice": choice, "json_schema": json_schema}
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value not in (None, [])}
+    if not given and not forbid:
+        return None
     from presswork.grammar.languages import Choices, JsonSchema, Regex, Without
 
-    forbidden = given.pop("forbid", None)
     if len(given) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in list(given)[:2])
         raise RequestError(f"{first} and {second} exclude each other; give one of them")
@@ -61,7 +70,7 @@ def take_constraint(values: dict[str, Any]) -> dict[str, Any]:
         language = Choices(given["choice"])
     elif "json_schema" in given:
         language = JsonSchema(_schema(given["json_schema"]))
-    return {"constraint": language if forbidden is None else Without(forbidden, language)}
+    return Without(forbid, language) if forbid else language
 
 
 def _schema(given: str) -> Any:

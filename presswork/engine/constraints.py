@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from presswork.diffusion.constraints.automaton import CanvasAutomaton, close
+from presswork.diffusion.constraints.automaton import CanvasAutomaton, close, leave_open
 from presswork.diffusion.constraints.conditioned import feasible
 from presswork.errors import RequestError, UnsupportedError
 from presswork.grammar import disk
-from presswork.grammar.byte_automaton import compile_expression
 from presswork.grammar.languages import Language
-from presswork.grammar.token_automaton import TokenAutomaton, lift
+from presswork.grammar.token_automaton import TokenAutomaton
 from presswork.grammar.vocabulary import Vocabulary
 from presswork.ops.vocab_head import TokenClasses
 from presswork.text.tokenizer import Tokenizer
@@ -55,7 +54,7 @@ class ConstraintState:
             assert self.state >= 0, "a committed canvas is in its language"
 
     @property
-    def most_tokens(self) -> int | None:
+    def most(self) -> int | None:
         """Tokens of the longest rest of the text, None where there is no longest."""
         most = int(self.constraint.automaton.text.most[self.state])
         return None if most < 0 else most
@@ -82,7 +81,11 @@ class ConstraintTable:
         key = (language.key, end_ids, pad_id)
         with self._lock:
             if key not in self._canvases:
-                automaton = close(self._text(language), self._vocab_size, end_ids, () if pad_id is None else (pad_id,))
+                text, tails = self._text(language), () if pad_id is None else (pad_id,)
+                if language.is_open:
+                    automaton = leave_open(text, self._vocab_size)
+                else:
+                    automaton = close(text, self._vocab_size, end_ids, tails)
                 classes = TokenClasses(class_of=torch.from_numpy(automaton.class_of), num_classes=automaton.num_classes)
                 sizes = torch.bincount(classes.class_of[classes.class_of >= 0], minlength=automaton.num_classes)
                 self._canvases[key] = Constraint(automaton=automaton, classes=classes, is_single=sizes == 1)
@@ -102,11 +105,11 @@ class ConstraintTable:
     def _prepared(self, language: Language) -> TokenAutomaton:
         vocabulary = self._spelling()
         if self._folder is None:
-            return lift(compile_expression(language.expression()), vocabulary)
+            return language.lifted(vocabulary)
         file = self._folder / disk.name_of(language.key, vocabulary.fingerprint)
         found = disk.read(file)
         if found is None:
-            found = lift(compile_expression(language.expression()), vocabulary)
+            found = language.lifted(vocabulary)
             disk.write(file, found)
         return found
 

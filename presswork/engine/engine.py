@@ -15,8 +15,10 @@ from torch import Tensor
 
 from presswork.config import require
 from presswork.engine.adapters import AdapterTable
+from presswork.engine.edit import EditReply, edit
 from presswork.engine.events import Commit, Done, Draft, Reply
 from presswork.engine.fill import FillReply, fill
+from presswork.engine.gaps import GapsReply, fill_gaps
 from presswork.engine.intake import Intake
 from presswork.engine.loop import EngineLoop
 from presswork.engine.params import Mode, SamplingParams, defaults_from_checkpoint, each_params
@@ -28,6 +30,7 @@ from presswork.engine.runner import Runner
 from presswork.engine.scheduler import Scheduler
 from presswork.engine.streams import EventStream
 from presswork.errors import EngineClosedError, NonFiniteError, RequestError, UnsupportedError
+from presswork.grammar.languages import TextLanguage
 from presswork.models.transformer import Transformer
 from presswork.text.chat import ChatTemplate
 from presswork.text.parsers import parse_tool_calls, split_reasoning
@@ -252,6 +255,46 @@ class Engine:
         Raises: RequestError, UnsupportedError, GenerationError.
         """
         return fill(self, prefix, suffix, max_tokens=max_tokens, lengths=lengths, **params)
+
+    def fill_gaps(
+        self, fixed: Sequence[str], *, max_tokens: int | None = None, gap: TextLanguage | None = None,
+        num_candidates: int = 4, **params: Any,
+    ) -> GapsReply:  # fmt: skip
+        """Fill the gaps between texts, which all come back byte for byte; each gap takes what it needs.
+
+        Where `fill` tries a gap's lengths one by one, here the text behind it floats: gaps may be several, longer than
+        a canvas, or kept to a language.
+
+        Args:
+            fixed: the texts around the gaps, the first and last possibly empty.
+            max_tokens: of all gaps together, at most; None is half a canvas for each.
+            gap: what each gap may hold, such as Regex; None is any text.
+            num_candidates: ways to fill them; the one the causal mode finds likeliest comes first.
+            params: fields of SamplingParams, but for those that the gaps decide.
+        Raises: RequestError, UnsupportedError, GenerationError.
+        """
+        return fill_gaps(self, fixed, max_tokens=max_tokens, gap=gap, num_candidates=num_candidates, **params)
+
+    def edit(
+        self, text: str, instruction: str = "", *, spans: Sequence[tuple[int, int]] | None = None,
+        strength: float = 0.5, max_changes: int | None = None, num_candidates: int = 4, **params: Any,
+    ) -> EditReply:  # fmt: skip
+        """Change parts of a text in place, starting from what stands there; outside of them nothing changes.
+
+        Args:
+            instruction: what to do, told in a user turn before the text; needs a chat template.
+            spans: characters (start, stop) that may change; None is the whole text.
+            strength: 0 to 1, the share of a part's tokens that starts as noise. 0 without an instruction changes
+                nothing.
+            max_changes: tokens that may change, each for one other; None lets parts grow and shrink.
+            num_candidates: ways to write each stretch; the one the causal mode finds likeliest is taken.
+            params: fields of SamplingParams, but for those that the text decides.
+        Raises: RequestError, UnsupportedError, GenerationError.
+        """
+        return edit(
+            self, text, instruction, spans=spans, strength=strength, max_changes=max_changes,
+            num_candidates=num_candidates, **params,
+        )  # fmt: skip
 
     # Requests one by one, for servers and schedulers of their own
 

@@ -130,9 +130,11 @@ class Scheduler:
         if request.canvas is not None:
             return request.canvas.tokens.shape[0]
         explicit = request.params.canvas_length
-        if explicit is None:
-            length = min(self._config.canvas_length, request.output.num_left)
-            most = None if request.constraint is None else request.constraint.most_tokens
-            # One more for the end token; what is behind it could only be tail.
+        if request.constraint is not None:
+            # Kept to a text that ends within max_tokens, so the canvas may not go past it; behind the longest text
+            # and its end token there could only be tail.
+            length, most = min(explicit or self._config.canvas_length, request.output.num_left), request.constraint.most
             return length if most is None else min(length, most + 1)
+        if explicit is None:
+            return min(self._config.canvas_length, request.output.num_left)
         return min(explicit, self._max_context - len(request.prompt_ids) - len(request.output.token_ids))

@@ -1,33 +1,60 @@
 """What a reply can be kept to, as people name it. Each is a plain value: equal keys are one language, prepared once."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from presswork.errors import ConstraintError
+from presswork.grammar.byte_automaton import ByteAutomaton, compile_expression
 from presswork.grammar.expression import Expression, choices, sequence, without
 from presswork.grammar.json_schema import DEFAULT_DEPTH, schema_expression
 from presswork.grammar.regex import ANY_TEXT, parse_regex
+from presswork.grammar.token_automaton import TokenAutomaton, lift
 from presswork.grammar.tool_calls import tool_calls_expression
+from presswork.grammar.vocabulary import Vocabulary
 
 
-@runtime_checkable
-class Language(Protocol):
-    """A set of texts."""
+class Language(ABC):
+    """A set of replies."""
+
+    __slots__ = ()
 
     @property
+    @abstractmethod
     def key(self) -> str:
         """The language's name, the same for the same language in every process."""
-        ...
 
+    @abstractmethod
+    def lifted(self, vocabulary: Vocabulary) -> TokenAutomaton:
+        """The language over a tokenizer's tokens. Raises: ConstraintError."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a reply of the language stops without an end token, where max_tokens cuts it."""
+        return False
+
+
+class TextLanguage(Language):
+    """A set of texts, whatever tokens spell them."""
+
+    __slots__ = ()
+
+    @abstractmethod
     def expression(self) -> Expression:
         """The language as a tree. Raises: ConstraintError."""
-        ...
+
+    def automaton(self) -> ByteAutomaton:
+        """The language over bytes. Raises: ConstraintError."""
+        return compile_expression(self.expression())
+
+    def lifted(self, vocabulary: Vocabulary) -> TokenAutomaton:
+        return lift(self.automaton(), vocabulary)
 
 
 @dataclass(frozen=True, slots=True)
-class Regex:
+class Regex(TextLanguage):
     """Texts that match a regular expression as a whole, in Python's syntax.
 
     `\\d`, `\\w` and `\\s` stand for ASCII. Refused: lookaround, backreferences, word borders, atomic groups.
@@ -44,7 +71,7 @@ class Regex:
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
+class Choices(TextLanguage):
     """One of the given texts."""
 
     options: Sequence[str]
@@ -64,7 +91,7 @@ class Choices:
 
 
 @dataclass(frozen=True, slots=True)
-class JsonSchema:
+class JsonSchema(TextLanguage):
     """JSON texts of values that a schema, draft 2020-12, allows.
 
     Args:
@@ -87,7 +114,7 @@ class JsonSchema:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCalls:
+class ToolCalls(TextLanguage):
     """Calls of declared tools, in the syntax of Gemma 4's chat template, and nothing else.
 
     Args:
@@ -113,11 +140,11 @@ class ToolCalls:
 
 
 @dataclass(frozen=True, slots=True)
-class Without:
+class Without(TextLanguage):
     """Texts of a language that hold none of some phrases; of any text where no language is given."""
 
     phrases: Sequence[str]
-    language: Language | None = None
+    language: TextLanguage | None = None
 
     def __post_init__(self) -> None:
         phrases = (self.phrases,) if isinstance(self.phrases, str) else tuple(self.phrases)

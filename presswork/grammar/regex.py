@@ -32,7 +32,8 @@ MAX_PATTERN_LENGTH = 10_000
 # Group and repeat in group and repeat; far below Python's own recursion limit.
 MAX_DEPTH = 60
 
-ANY_TEXT = repeat(chars(EVERY), 0)
+ANY_CHARACTER = chars(EVERY)
+ANY_TEXT = repeat(ANY_CHARACTER, 0)
 
 _ASCII_CLASS: dict[str, Ranges] = {
     "d": ((48, 57),),

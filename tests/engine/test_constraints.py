@@ -97,6 +97,7 @@ def test_the_canvas_is_no_longer_than_the_longest_text_and_its_end(engine):
     events = list(engine.stream("def", drafts=True, constraint=Choices(["yes", "no"]), max_denoising_steps=2))
     assert len(events[0].token_ids) == 4
     assert write(engine, Choices(["yes", "no"]), canvas_length=9).text in ("yes", "no")
+    assert re.fullmatch("[ab]{9,}", write(engine, Regex("[ab]{9,}"), canvas_length=7, max_tokens=17).text)
 
 
 def test_tool_calls_are_read_back(engine, tokenizer):
@@ -228,7 +229,7 @@ def test_a_prepared_language_is_found_again_in_another_engine(model, tokenizer, 
 
     first = write(fresh(), JsonSchema(SCHEMA)).text
     assert len(list((tmp_path / "kept").iterdir())) == 1
-    monkeypatch.setattr("presswork.engine.constraints.compile_expression", None)
+    monkeypatch.setattr("presswork.grammar.languages.compile_expression", None)
     assert write(fresh(), JsonSchema(SCHEMA)).text == first
 
 

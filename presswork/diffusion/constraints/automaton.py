@@ -20,6 +20,8 @@ from presswork.grammar.token_automaton import TokenAutomaton
 class CanvasAutomaton:
     """A token automaton with one more state, the last, that end tokens lead to and tails stay in.
 
+    An open one has no end tokens: nothing leads to the last state, and a canvas ends in whatever state accepts.
+
     Args:
         text: the language of texts.
         class_of: int32 [V].
@@ -43,11 +45,6 @@ class CanvasAutomaton:
     def tail(self) -> int:
         """The state behind an end token."""
         return len(self.fewest) - 1
-
-    @property
-    def end_class(self) -> int:
-        """The class of the end tokens."""
-        return self.text.num_classes
 
     def finals(self, tokens_left: int) -> np.ndarray:
         """float64 [S]: 0 for states a canvas may end in when so many tokens may still follow it, else -inf."""
@@ -94,4 +91,21 @@ def close(
         group_starts=np.concatenate([text.group_starts, [first, first + len(behind)]]),
         group_classes=np.concatenate([text.group_classes, [ends, *behind]]).astype(np.int32),
         fewest=np.append(text.fewest + 1, 0),
+    )
+
+
+def leave_open(text: TokenAutomaton, vocab_size: int) -> CanvasAutomaton:
+    """The canvases of a language whose texts end where the last canvas does."""
+    class_of = np.full(vocab_size, -1, np.int32)
+    class_of[: len(text.class_of)] = text.class_of[:vocab_size]
+    return CanvasAutomaton(
+        text=text,
+        class_of=class_of,
+        num_classes=text.num_classes,
+        edge_starts=np.append(text.edge_starts, text.edge_starts[-1]),
+        edge_group=text.edge_group,
+        edge_to=text.edge_to,
+        group_starts=text.group_starts,
+        group_classes=text.group_classes,
+        fewest=np.append(text.fewest, np.iinfo(np.int64).max // 2),
     )

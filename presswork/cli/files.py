@@ -1,0 +1,42 @@
+"""Text files that verbs read and write."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from presswork.errors import RequestError
+
+
+def read_text(file: Path) -> str:
+    """A file's text, line ends as they are; - is standard input. Raises RequestError."""
+    origin = "standard input" if str(file) == "-" else str(file)
+    try:
+        return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the text in {origin} is not UTF-8: byte {error.start} is wrong") from error
+    except OSError as error:
+        raise RequestError(f"the text cannot be read: {error}; give a text file") from error
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Put a text in a file's place, with its permissions: all of it, or nothing. Raises RequestError."""
+    try:
+        # Through a link, so that what it points to is written and the link stays.
+        target = file.resolve()
+        descriptor, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as opened:
+                opened.write(text.encode())
+                opened.flush()
+                os.fsync(opened.fileno())
+            if target.exists():
+                os.chmod(part, target.stat().st_mode & 0o7777)
+            os.replace(part, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
+    except OSError as error:
+        raise RequestError(f"{file} cannot be written: {error}; it is as it was") from error

@@ -1,0 +1,81 @@
+"""`presswork edit`."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from presswork.cli.files import read_text, write_atomically
+from presswork.cli.model import open_engine
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
+from presswork.cli.output import note, print_json, write_text
+from presswork.errors import RequestError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def edit(
+    context: typer.Context,
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="The text; - reads standard input.")],
+    instruction: Annotated[str, typer.Argument(help="What to do; needs a model with a chat template.")] = "",
+    lines: Annotated[
+        list[str] | None,
+        typer.Option("--lines", metavar="FIRST-LAST", help="Lines that may change; may be given several times."),
+    ] = None,
+    strength: Annotated[float, typer.Option(help="Share of the tokens that starts as noise, 0 to 1.")] = 0.5,
+    max_changes: Annotated[
+        int | None, typer.Option(help="Tokens that may change, each for one other.", min=0, show_default=False)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.", min=0)] = 0,
+    apply: Annotated[bool, typer.Option("--apply", help="Write the edited text back to the file.")] = False,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change a text in place, starting from what stands there; outside the given lines nothing changes.
+
+    Prints a unified diff, or with --apply writes the text to the file, all of it or nothing.
+
+    \b
+    Examples:
+      presswork edit notes.txt "Make it shorter." --model FOLDER
+      presswork edit script.py --lines 10-14 --strength 0.3 --max-changes 3 --model FOLDER --apply
+    """
+    text = read_text(file)
+    if apply and str(file) == "-":
+        raise RequestError("--apply writes to the file, and standard input is none; leave it out")
+    spans = None if not lines else [span_of(text, given) for given in lines]
+    sampling: dict[str, Any] = {"seed": seed, **({} if steps is None else {"max_denoising_steps": steps})}
+    engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
+    reply = engine.edit(text, instruction, spans=spans, strength=strength, max_changes=max_changes, **sampling)
+    name = "text" if str(file) == "-" else file.name
+    if apply and reply.text != text:
+        write_atomically(file, reply.text)
+    if as_json:
+        changed = [
+            {"start": s.start, "stop": s.stop, "old": s.old, "new": s.new, "confidence": s.confidence}
+            for s in reply.spans
+            if s.new != s.old
+        ]
+        print_json({"model": engine.name, "text": reply.text, "diff": reply.diff(name), "changed": changed})
+        return
+    write_text(reply.diff(name))
+    num = sum(part.new != part.old for part in reply.spans)
+    note(f"{num} of {len(reply.spans)} parts changed, {reply.num_denoise_steps} denoise steps, {reply.wall_s:.2f} s")
+
+
+def span_of(text: str, given: str) -> tuple[int, int]:
+    """Characters of a range of lines, `3` or `3-7`, without the last line's end. Raises RequestError."""
+    found = re.fullmatch("([0-9]{1,9})(?:-([0-9]{1,9}))?", given)
+    borders = text.splitlines(keepends=True)
+    if found is None:
+        raise RequestError(f"--lines must be FIRST-LAST, such as 3-7, got {given!r}")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if not 1 <= first <= last <= len(borders):
+        raise RequestError(f"--lines names {given}, and the file has lines 1 to {len(borders)}")
+    start = sum(map(len, borders[: first - 1]))
+    return start, start + len("".join(borders[first - 1 : last]).rstrip("\r\n"))

@@ -1,0 +1,101 @@
+"""`presswork fill`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from presswork.cli.constraint import constraint_of
+from presswork.cli.files import read_text, write_atomically
+from presswork.cli.model import open_engine
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
+from presswork.cli.output import note, print_json, write_text
+from presswork.errors import RequestError
+from presswork.grammar.languages import TextLanguage
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def fill(
+    context: typer.Context,
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="The text with a gap; - reads standard input.")],
+    at: Annotated[
+        str | None,
+        typer.Option(metavar="LINE:COLUMN", help="Where the gap is; both count from 1.", show_default=False),
+    ] = None,
+    marker: Annotated[
+        str | None, typer.Option(help="What marks each gap in the file, such as <GAP>.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Of all gaps together, at most.", min=1, show_default=False)
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="What each gap may hold, as a regular expression.", show_default=False)
+    ] = None,
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(help="What each gap may hold; may be given several times.", show_default=False),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.", min=0)] = 0,
+    apply: Annotated[bool, typer.Option("--apply", help="Write the filled text back to the file.")] = False,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fill gaps in a text; everything around them comes back byte for byte.
+
+    Prints the filled text, or with --apply writes it to the file, all of it or nothing.
+
+    \b
+    Examples:
+      presswork fill script.py --at 12:5 --model FOLDER
+      presswork fill letter.txt --marker "<GAP>" --max-tokens 40 --model FOLDER --apply
+      presswork fill data.csv --marker "?" --regex "[0-9]{1,3}" --model FOLDER
+    """
+    text = read_text(file)
+    if apply and str(file) == "-":
+        raise RequestError("--apply writes to the file, and standard input is none; leave it out")
+    fixed = split_at(text, at, marker)
+    gap = constraint_of(regex=regex, choice=choice)
+    assert gap is None or isinstance(gap, TextLanguage)
+    sampling: dict[str, Any] = {"seed": seed, **({} if steps is None else {"max_denoising_steps": steps})}
+    engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
+    reply = engine.fill_gaps(fixed, max_tokens=max_tokens, gap=gap, **sampling)
+    if apply:
+        write_atomically(file, reply.completed)
+    if as_json:
+        steps_taken = sum(one.num_denoise_steps for one in reply.candidates)
+        found = {"gaps": list(reply.texts), "text": reply.completed, "num_denoise_steps": steps_taken}
+        print_json({"model": engine.name, **found, "wall_s": reply.wall_s})
+        return
+    if not apply:
+        write_text(reply.completed)
+    num = len(reply.texts)
+    note(f"{num} gap{'s' if num > 1 else ''} filled in {reply.wall_s:.2f} s")
+
+
+def split_at(text: str, at: str | None, marker: str | None) -> list[str]:
+    """The texts around the gaps. Raises RequestError for a place that is not in the text."""
+    if (at is None) == (marker is None):
+        raise RequestError("say where the gap is: give either --at LINE:COLUMN or --marker TEXT")
+    if marker is not None:
+        parts = text.split(marker) if marker else [text]
+        if len(parts) < 2:
+            raise RequestError(f"the marker {marker!r} is not in the file; mark each gap with it")
+        return parts
+    assert at is not None
+    lines = text.splitlines(keepends=True) or [""]
+    line, _, column = at.partition(":")
+    if not (line.isascii() and line.isdigit() and column.isascii() and column.isdigit()):
+        raise RequestError(f"--at must be LINE:COLUMN, such as 12:5, got {at!r}")
+    row, place = int(line), int(column)
+    if not 1 <= row <= len(lines):
+        raise RequestError(f"--at names line {row}, and the file has {len(lines)}")
+    width = len(lines[row - 1].rstrip("\r\n"))
+    if not 1 <= place <= width + 1:
+        raise RequestError(f"--at names column {place}, and line {row} has columns 1 to {width + 1}")
+    offset = sum(map(len, lines[: row - 1])) + place - 1
+    return [text[:offset], text[offset:]]

@@ -1,0 +1,256 @@
+"""Changing parts of a text in place: the canvas starts from what stands there, and what lies outside the parts stays.
+
+A long text is edited window by window: each window is one stretch around parts that lie close together, written behind
+everything before it as it now reads.
+"""
+
+import difflib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from presswork.engine.params import SamplingParams
+from presswork.engine.rewrite import Window, behind, require_pieces, rewrite, substitute
+from presswork.errors import RequestError, UnsupportedError
+from presswork.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from presswork.engine.engine import Engine
+
+Span = tuple[int, int]
+
+_SLACK = 8  # tokens a part may grow by, beside half of its length
+_DECIDED = (
+    "mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "constraint", "max_tokens",
+    "start", "start_noise",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditedSpan:
+    """A part of a text before and after an edit.
+
+    Args:
+        start, stop: characters of the old text.
+        old, new: what stood and stands there.
+        confidence: mean probability of the new tokens in the causal mode, given all before them; 1 where nothing
+            changed; of a part edited in several pieces, the least.
+    """
+
+    start: int
+    stop: int
+    old: str
+    new: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditReply:
+    """An edited text.
+
+    Args:
+        old, text: before and after.
+        spans: every part that was open to change, in order.
+        num_denoise_steps: over all windows and candidates.
+    """
+
+    old: str
+    text: str
+    spans: list[EditedSpan]
+    num_denoise_steps: int
+    wall_s: float
+
+    def diff(self, name: str = "text") -> str:
+        """A unified diff; empty where nothing changed."""
+        lines = difflib.unified_diff(
+            self.old.splitlines(keepends=True), self.text.splitlines(keepends=True), f"a/{name}", f"b/{name}"
+        )
+        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Progress:
+    """An edit on its way.
+
+    Args:
+        opening: tokens before the text.
+        done: the text so far, as it now reads. place: how much of the old text that is.
+        changes_left: tokens that may still change, None for any number.
+    """
+
+    opening: list[int]
+    done: str = ""
+    place: int = 0
+    changes_left: int | None = None
+    pieces: list[EditedSpan] = field(default_factory=list)
+    num_denoise_steps: int = 0
+
+
+def edit(
+    engine: "Engine",
+    text: str,
+    instruction: str = "",
+    *,
+    spans: Sequence[Span] | None = None,
+    strength: float = 0.5,
+    max_changes: int | None = None,
+    num_candidates: int = 4,
+    **params: Any,
+) -> EditReply:
+    """Edit parts of a text.
+
+    Args: as Engine.edit.
+    Raises: RequestError, UnsupportedError.
+    """
+    started = time.perf_counter()
+    _check(strength, max_changes, params)
+    wanted = checked_spans(text, spans)
+    progress = _Progress(opening=[], changes_left=max_changes)
+    if wanted and (strength > 0 or instruction) and max_changes != 0:
+        tokenizer = require_pieces(engine)
+        common = engine.defaults.changed(**params, start_noise=float(strength))
+        progress.opening = _opening(engine, tokenizer, instruction, text)
+        canvas = common.canvas_length or engine.model.config.canvas_length
+        for group in _windows(tokenizer, text, wanted, canvas):
+            _edit_window(engine, tokenizer, text, group, common, num_candidates, progress)
+    else:
+        progress.pieces = [EditedSpan(start=a, stop=b, old=text[a:b], new=text[a:b], confidence=1.0) for a, b in wanted]
+    return EditReply(
+        old=text,
+        text=progress.done + text[progress.place :],
+        spans=[_joined(text, span, progress.pieces) for span in wanted],
+        num_denoise_steps=progress.num_denoise_steps,
+        wall_s=time.perf_counter() - started,
+    )
+
+
+def _check(strength: object, max_changes: object, params: Mapping[str, Any]) -> None:
+    decided = [name for name in _DECIDED if name in params]
+    if decided:
+        raise RequestError(f"edit decides {decided[0]} itself; leave it out")
+    number = strength if isinstance(strength, (int, float)) and not isinstance(strength, bool) else None
+    if number is None or not 0 <= number <= 1:
+        raise RequestError(f"strength must be a number in [0, 1], got {strength!r}")
+    if max_changes is not None and (type(max_changes) is not int or max_changes < 0):
+        raise RequestError(f"max_changes must be an integer of at least 0 or none, got {max_changes!r}")
+
+
+def checked_spans(text: str, spans: Sequence[Span] | None) -> list[Span]:
+    """The parts in order; None is the whole text. Raises RequestError for parts that overlap or lie outside."""
+    if spans is None:
+        return [(0, len(text))] if text else []
+    for span in spans:
+        is_pair = isinstance(span, Sequence) and len(span) == 2 and all(type(place) is int for place in span)
+        if not is_pair or not 0 <= span[0] <= span[1] <= len(text):
+            raise RequestError(
+                f"spans must be pairs (start, stop) within the text's {len(text)} characters, got {span!r}"
+            )
+    ordered = sorted((start, stop) for start, stop in spans)
+    for (_, stop), (start, _) in pairwise(ordered):
+        if start <= stop:
+            raise RequestError(f"spans must not overlap or touch, got one to {stop} and one from {start}; join them")
+    return ordered
+
+
+def _opening(engine: "Engine", tokenizer: Tokenizer, instruction: str, text: str) -> list[int]:
+    """Tokens before the edited text: a user turn with what is asked and the old text, or only a begin token."""
+    if not instruction:
+        ids = tokenizer.encode("")
+    elif engine.template is None:
+        raise UnsupportedError(f"an instruction needs a chat template, which model {engine.name!r} lacks; leave it out")
+    else:
+        ids = engine.encode_chat([{"role": "user", "content": f"{instruction}\n\n{text}"}])
+    if not ids:
+        raise UnsupportedError(f"model {engine.name!r} has no begin token to start from; give an instruction")
+    return ids
+
+
+def _windows(tokenizer: Tokenizer, text: str, spans: Sequence[Span], canvas: int) -> Iterator[list[Span]]:
+    """The parts in groups that one window takes; a part too long for a window is cut, at line ends where it can be."""
+    pieces = [piece for span in spans for piece in _pieces(tokenizer, text, span, max(1, canvas // 2))]
+    group: list[Span] = []
+    for piece in pieces:
+        reach = text[group[0][0] : piece[1]] if group else ""
+        # Two pieces that touch have nothing fixed between them to tell them apart.
+        if group and (group[-1][1] == piece[0] or _num_tokens(tokenizer, reach) > canvas * 3 // 4):
+            yield group
+            group = []
+        group.append(piece)
+    yield group
+
+
+def _pieces(tokenizer: Tokenizer, text: str, span: Span, most: int) -> Iterator[Span]:
+    start, stop = span
+    while _num_tokens(tokenizer, text[start:stop]) > most:
+        size = max(1, (stop - start) * most // _num_tokens(tokenizer, text[start:stop]))
+        line_end = text.rfind("\n", start, start + size) + 1
+        cut = line_end if line_end > start else start + size
+        yield (start, cut)
+        start = cut
+    yield (start, stop)
+
+
+def _num_tokens(tokenizer: Tokenizer, text: str) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _edit_window(
+    engine: "Engine", tokenizer: Tokenizer, text: str, group: list[Span], common: SamplingParams, num_candidates: int,
+    progress: _Progress,
+) -> None:  # fmt: skip
+    """Write one window's parts. Mutates progress."""
+    progress.done += text[progress.place : group[0][0]]
+    progress.place = group[-1][1]
+    ids, before = behind(tokenizer, progress.done, add_special_tokens=False)
+    old = tuple(text[start:stop] for start, stop in group)
+    between = tuple(text[stop:start] for (_, stop), (start, _) in pairwise(group))
+    window = Window(
+        prompt=[*progress.opening, *ids],
+        before=before,
+        fixed=("", *between, text[progress.place :]),
+        start=old,
+        gap_tokens=sum(_grown(_num_tokens(tokenizer, part)) for part in old),
+    )
+    write = rewrite if progress.changes_left is None else partial(substitute, max_changes=progress.changes_left)
+    found = write(engine, window, common, num_candidates=num_candidates)
+    progress.num_denoise_steps += sum(one.reply.stats.num_denoise_steps for one in found)
+    best = found[0]
+    if progress.changes_left is not None:
+        progress.changes_left -= best.num_changes
+    for number, ((start, stop), new) in enumerate(zip(group, best.gaps, strict=True)):
+        given = tokenizer.encode(progress.done, add_special_tokens=False)
+        sure = _confidence(engine, tokenizer, [*progress.opening, *given], new, common.adapter)
+        same = new == text[start:stop]
+        progress.pieces.append(
+            EditedSpan(start=start, stop=stop, old=text[start:stop], new=new, confidence=1.0 if same else sure)
+        )
+        progress.done += new + (between[number] if number < len(between) else "")
+
+
+def _joined(text: str, span: Span, pieces: Sequence[EditedSpan]) -> EditedSpan:
+    """One part, put together from the pieces it was edited in; as sure as its least sure piece."""
+    own = [piece for piece in pieces if span[0] <= piece.start and piece.stop <= span[1]]
+    return EditedSpan(
+        start=span[0],
+        stop=span[1],
+        old=text[span[0] : span[1]],
+        new="".join(piece.new for piece in own),
+        confidence=min(piece.confidence for piece in own),
+    )
+
+
+def _grown(num_tokens: int) -> int:
+    """Tokens that a part may take."""
+    return num_tokens + num_tokens // 2 + _SLACK
+
+
+def _confidence(engine: "Engine", tokenizer: Tokenizer, given: list[int], new: str, adapter: str | None) -> float:
+    """Mean causal probability of a part's tokens; 1 where it is empty."""
+    ids = tokenizer.encode(new, add_special_tokens=False)
+    if not ids:
+        return 1.0
+    return sum(map(math.exp, engine.score(given, ids, adapter=adapter))) / len(ids)

@@ -1,0 +1,100 @@
+"""Filling the gaps of a text at any length: several at once, longer than a canvas, or kept to a language."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from presswork.engine.rewrite import Window, behind, require_pieces, rewrite
+from presswork.errors import RequestError
+from presswork.grammar.languages import TextLanguage
+
+if TYPE_CHECKING:
+    from presswork.engine.engine import Engine
+
+_DECIDED = ("mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "start", "constraint")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapsCandidate:
+    """One way to fill all gaps.
+
+    Args:
+        texts: of the gaps, in order.
+        score: causal log-probability of everything behind the first text, in nats.
+        num_denoise_steps: over its canvases.
+    """
+
+    texts: tuple[str, ...]
+    score: float
+    num_denoise_steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapsReply:
+    """Filled gaps.
+
+    Args:
+        fixed: the texts around the gaps, as they were given.
+        texts: of the gaps, the best candidate's.
+        candidates: best first.
+        wall_s: for all of them together.
+    """
+
+    fixed: tuple[str, ...]
+    texts: tuple[str, ...]
+    candidates: list[GapsCandidate]
+    wall_s: float
+
+    @property
+    def completed(self) -> str:
+        """The whole text."""
+        return self.fixed[0] + "".join(gap + text for gap, text in zip(self.texts, self.fixed[1:], strict=True))
+
+
+def fill_gaps(
+    engine: "Engine",
+    fixed: Sequence[str],
+    *,
+    max_tokens: int | None = None,
+    gap: TextLanguage | None = None,
+    num_candidates: int = 4,
+    **params: Any,
+) -> GapsReply:
+    """Fill the gaps between texts.
+
+    Args: as Engine.fill_gaps.
+    Raises: RequestError, UnsupportedError, ConstraintError, GenerationError.
+    """
+    started = time.perf_counter()
+    decided = [name for name in _DECIDED if name in params]
+    if decided:
+        raise RequestError(f"filling gaps decides {decided[0]} itself; leave it out")
+    texts = tuple(fixed)
+    if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+        raise RequestError(f"give the texts around the gaps, at least two, got {fixed!r}")
+    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+        raise RequestError(f"max_tokens must be an integer of at least 1, got {max_tokens!r}")
+    if type(num_candidates) is not int or num_candidates < 1:
+        raise RequestError(f"num_candidates must be an integer of at least 1, got {num_candidates!r}")
+    tokenizer = require_pieces(engine)
+    common = engine.defaults.changed(**params)
+    prompt, before = behind(tokenizer, texts[0])
+    if not prompt:
+        raise RequestError("the first text is empty, and this model's tokenizer has no begin token to start from")
+    canvas = common.canvas_length or engine.model.config.canvas_length
+    window = Window(
+        prompt=prompt,
+        before=before,
+        fixed=("", *texts[1:]),
+        start=None,
+        gap_tokens=max_tokens or (len(texts) - 1) * max(1, canvas // 2),
+    )
+    found = rewrite(engine, window, common, gap=gap, num_candidates=num_candidates)
+    candidates = [
+        GapsCandidate(texts=one.gaps, score=one.score, num_denoise_steps=one.reply.stats.num_denoise_steps)
+        for one in found
+    ]
+    return GapsReply(
+        fixed=texts, texts=candidates[0].texts, candidates=candidates, wall_s=time.perf_counter() - started
+    )

@@ -1,0 +1,177 @@
+"""`run` under a constraint, `fill`, `edit` and `eval structure`: results, files, and what is said of mistakes."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from presswork.cli import app
+from presswork.cli.files import read_text, write_atomically
+from presswork.cli.verbs.edit import span_of
+from presswork.cli.verbs.fill import split_at
+from presswork.errors import RequestError
+from presswork.tasks.code.tokenizer import EOS_ID, TEMPLATE, train_tokenizer
+from presswork.tasks.text_files import write_text_files
+from presswork.testing import fixture_config, fixture_model
+from presswork.weights.config_files import write_generation_config
+from presswork.weights.save import save_model
+
+SOURCE = 'def add(a, b):\n    total = a + b\n    return total\n\nDATA = {"name": "value", "count": 12}\n'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A loadable model with a byte-level tokenizer and a template."""
+    place = tmp_path_factory.mktemp("models") / "pieces"
+    library = train_tokenizer([SOURCE] * 4, vocab_size=300)
+    config = fixture_config(vocab_size=library.get_vocab_size(), eos_token_id=EOS_ID, canvas_length=24)
+    save_model(fixture_model(config, peak=3.0, width=2.0).to(torch.bfloat16), place)
+    write_text_files(library, TEMPLATE, place)
+    write_generation_config(place, {"eos_token_id": [EOS_ID], "pad_token_id": 0})
+    return place
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Prepared constraints go to the user's cache folder."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "source.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        app([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+def test_run_keeps_to_constraints(capsys, folder, tmp_path, home):
+    common = ("--model", folder, "--steps", 3, "--max-tokens", 60)
+    code, out, _ = run(capsys, "run", "data", *common, "--regex", "[0-9]{3}-[0-9]{2}")
+    assert code == 0 and re.fullmatch("[0-9]{3}-[0-9]{2}", out.strip())
+    code, out, _ = run(capsys, "run", "data", *common, "--choice", "yes", "--choice", "no")
+    assert code == 0 and out.strip() in ("yes", "no")
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    code, out, _ = run(capsys, "run", "data", *common, "--json-schema", schema)
+    assert code == 0 and isinstance(json.loads(out)["n"], int)
+    code, out, _ = run(capsys, "run", "data", *common, "--json-schema", '{"enum": ["a", "b"]}', "--forbid", "a")
+    assert code == 0 and json.loads(out) == "b"
+    assert len(list((home / ".cache/presswork/constraints").glob("*.npz"))) == 4
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--regex", "(a"), "is malformed"),
+        (("--regex", "a", "--choice", "b"), "--regex and --choice exclude each other"),
+        (("--json-schema", "/nowhere/x.json"), "the schema cannot be read"),
+        (("--json-schema", "{"), "is not JSON"),
+        (("--json-schema", '{"not": {}}'), "keyword 'not' is not supported"),
+        (("--regex", "a{9}", "--max-tokens", "2"), "shortest text and its end take"),
+    ],
+)
+def test_run_refuses_bad_constraints_in_one_line(capsys, folder, flags, message):
+    code, out, err = run(capsys, "run", "data", "--model", folder, *flags)
+    assert code == 2 and out == "" and message in err and len(err.strip().splitlines()) == 1
+
+
+def test_fill_prints_or_writes_the_filled_text(capsys, folder, file):
+    code, out, err = run(capsys, "fill", file, "--model", folder, "--at", "2:13", "--max-tokens", 3, "--steps", 2)
+    assert code == 0 and out.startswith(SOURCE[:27]) and out.endswith(SOURCE[27:]) and "1 gap filled" in err
+    assert file.read_text() == SOURCE
+    file.write_text("x = [?, ?]\n")
+    file.chmod(0o640)
+    ask = ("--model", folder, "--marker", "?", "--regex", "[0-9]{1,3}", "--steps", 2, "--apply", "--json")
+    code, out, _ = run(capsys, "fill", file, *ask)
+    assert code == 0 and re.fullmatch(r"x = \[[0-9]{1,3}, [0-9]{1,3}\]\n", file.read_text())
+    assert json.loads(out)["text"] == file.read_text() and len(json.loads(out)["gaps"]) == 2
+    assert file.stat().st_mode & 0o777 == 0o640 and len(list(file.parent.glob(".source*"))) == 0
+
+
+def test_edit_prints_a_diff_and_writes_when_told(capsys, folder, file):
+    ask = ("--model", folder, "--lines", "2", "--strength", 1, "--steps", 2)
+    code, out, err = run(capsys, "edit", file, *ask)
+    assert code == 0 and out.startswith("--- a/source.py\n+++ b/source.py\n") and "1 of 1 parts changed" in err
+    assert file.read_text() == SOURCE
+    code, out, _ = run(capsys, "edit", file, *ask, "--apply", "--json")
+    found, lines = json.loads(out), SOURCE.splitlines()
+    assert code == 0 and found["text"] == file.read_text() != SOURCE
+    assert found["text"].startswith(lines[0]) and found["text"].endswith("\n".join(lines[2:]) + "\n")
+    assert found["changed"][0]["old"] == lines[1]
+    code, out, _ = run(capsys, "edit", file, "--model", folder, "--strength", 0)
+    assert code == 0 and out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("fill",), "say where the gap is"),
+        (("fill", "--marker", "<X>"), "the marker '<X>' is not in the file"),
+        (("fill", "--at", "99:1"), "--at names line 99, and the file has 5"),
+        (("fill", "--at", "1:99"), "--at names column 99, and line 1 has columns 1 to 15"),
+        (("fill", "--at", "x"), "--at must be LINE:COLUMN"),
+        (("edit", "--lines", "0"), "--lines names 0, and the file has lines 1 to 5"),
+        (("edit", "--lines", "a-b"), "--lines must be FIRST-LAST"),
+        (("edit", "--strength", "2"), "strength must be a number in"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, folder, file, arguments, message):
+    code, out, err = run(capsys, arguments[0], file, *arguments[1:], "--model", folder)
+    assert code == 2 and out == "" and message in err and len(err.strip().splitlines()) == 1
+    assert file.read_text() == SOURCE
+
+
+def test_a_missing_or_binary_file_is_one_line(capsys, folder, tmp_path):
+    code, _, err = run(capsys, "fill", tmp_path / "none.txt", "--at", "1:1", "--model", folder)
+    assert code == 2 and "the text cannot be read" in err
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    code, _, err = run(capsys, "edit", tmp_path / "binary", "--model", folder)
+    assert code == 2 and "is not UTF-8: byte 0 is wrong" in err
+
+
+def test_eval_structure_counts_what_is_valid(capsys, folder):
+    ask = ("--schemas", 3, "--regexes", 3, "--mode", "both")
+    code, out, _ = run(capsys, "eval", "structure", "--model", folder, *ask, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["schema"]["valid"] == found["ar"]["regex"]["valid"] == 3
+    code, out, _ = run(capsys, "eval", "structure", "--model", folder, *ask, "--random-weights")
+    assert code == 0 and out.splitlines()[0].split()[:4] == ["MODE", "KIND", "NUM", "VALID"]
+
+
+def test_places_in_a_text():
+    assert split_at("ab\r\ncd", "2:1", None) == ["ab\r\n", "cd"]
+    assert split_at("ab\n", "1:3", None) == ["ab", "\n"]
+    assert split_at("", "1:1", None) == ["", ""]
+    assert split_at("aXbXc", None, "X") == ["a", "b", "c"]
+    assert span_of("a\r\nbc\nd", "2-3") == (3, 7) and span_of("a\r\nbc\nd", "1") == (0, 1)
+
+
+def test_a_write_that_fails_leaves_the_file(tmp_path, monkeypatch):
+    file = tmp_path / "text"
+    file.write_text("old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RequestError, match=r"cannot be written: .*No space left.*; it is as it was"):
+        write_atomically(file, "new")
+    assert read_text(file) == "old" and [f.name for f in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    write_atomically(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"

@@ -1,0 +1,150 @@
+"""Edits change what they may and nothing else."""
+
+import random
+
+import pytest
+
+from presswork.engine.edit import EditReply, _windows, checked_spans
+from presswork.engine.engine import Engine, EngineConfig
+from presswork.engine.rewrite import behind
+from presswork.errors import RequestError, UnsupportedError
+from presswork.tasks.code.tokenizer import EOS_ID, TEMPLATE, train_tokenizer
+from presswork.testing import fixture_config, fixture_model
+from presswork.text.chat import ChatTemplate
+from presswork.text.tokenizer import Tokenizer
+
+SOURCE = "def add(a, b):\n    total = a + b\n    return total\n\n\ndef größe(total):\n    return total + 'né'\n"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory) -> Engine:
+    tokenizer = Tokenizer(train_tokenizer([SOURCE] * 4, vocab_size=310), named={"eos_token": "<eos>"})
+    config = fixture_config(vocab_size=tokenizer.vocab_size + 3, eos_token_id=EOS_ID, canvas_length=24)
+    return Engine(
+        fixture_model(config, peak=3.0, width=2.0), tokenizer=tokenizer, template=ChatTemplate(TEMPLATE),
+        config=EngineConfig(constraint_folder=None),
+    )  # fmt: skip
+
+
+def edit(engine, text=SOURCE, instruction="", **params) -> EditReply:
+    return engine.edit(text, instruction, **{"max_denoising_steps": 3, "num_candidates": 2, **params})
+
+
+def outside(text: str, spans) -> list[str]:
+    """The parts of a text around spans."""
+    borders = [0, *[place for span in spans for place in span], len(text)]
+    return [text[a:b] for a, b in zip(borders[0::2], borders[1::2], strict=True)]
+
+
+def assert_kept(reply: EditReply, old: str, spans) -> None:
+    """The new text is the old one with the parts replaced."""
+    kept = outside(old, spans)
+    assert [(part.start, part.stop) for part in reply.spans] == list(spans)
+    expected = kept[0] + "".join(part.new + text for part, text in zip(reply.spans, kept[1:], strict=True))
+    assert reply.text == expected and reply.old == old
+
+
+@pytest.mark.parametrize("max_changes", [None, 3])
+@pytest.mark.parametrize("seed", range(12))
+def test_outside_the_spans_nothing_changes(engine, seed, max_changes):
+    rng = random.Random(seed)
+    text = "".join(rng.choices(["total", " ", "\n    ", "é", "a", "ß", "(", "日", "return"], k=rng.randrange(3, 40)))
+    places = sorted(rng.sample(range(len(text) + 1), 2 * rng.randrange(1, 4))) if len(text) > 6 else [0, len(text)]
+    spans = list(zip(places[0::2], places[1::2], strict=True))
+    reply = edit(engine, text, spans=spans, strength=rng.choice([0.3, 1.0]), seed=seed, max_changes=max_changes)
+    assert_kept(reply, text, spans)
+
+
+def test_a_whole_text_is_edited_window_by_window(engine):
+    reply = edit(engine, SOURCE * 2, strength=0.6)
+    (part,) = reply.spans
+    assert (part.start, part.stop, part.new) == (0, len(SOURCE * 2), reply.text)
+    assert reply.text != reply.old and reply.diff("a.py").startswith("--- a/a.py\n+++ b/a.py\n")
+    pieces = list(_windows(engine.tokenizer, SOURCE * 2, [(0, len(SOURCE * 2))], 24))
+    assert len(pieces) > 3 and all(len(group) == 1 for group in pieces)
+    assert "".join((SOURCE * 2)[a:b] for ((a, b),) in pieces) == SOURCE * 2
+    ends = [SOURCE[b - 1 : b] == "\n" for ((_, b),) in pieces if b < len(SOURCE)]
+    assert sum(ends) > len(ends) // 2
+
+
+def test_at_strength_zero_without_an_instruction_nothing_changes(engine):
+    reply = edit(engine, strength=0)
+    assert reply.text == SOURCE and reply.num_denoise_steps == 0 and reply.diff() == ""
+    assert [part.confidence for part in reply.spans] == [1.0]
+    assert edit(engine, strength=0.9, max_changes=0).text == SOURCE
+    assert edit(engine, strength=0.9, spans=[]).text == SOURCE
+    assert edit(engine, "", strength=0.9).text == ""
+
+
+@pytest.mark.parametrize("max_changes", [1, 2, 5])
+def test_no_more_tokens_change_than_allowed(engine, max_changes, monkeypatch):
+    written = []
+    real = engine._replies
+
+    def looking(prompts, each):
+        replies = real(prompts, each)
+        written.extend(zip((params.start for params in each), (reply.token_ids for reply in replies), strict=True))
+        return replies
+
+    monkeypatch.setattr(engine, "_replies", looking)
+    reply = edit(engine, strength=1.0, max_changes=max_changes, num_candidates=1, temperature=1.0)
+    changed = [sum(a != b for a, b in zip(old, new, strict=False)) for old, new in written]
+    assert 0 < sum(changed) <= max_changes and reply.text != SOURCE
+    assert all(len(new) in (len(old), len(old) + 1) for old, new in written)
+
+
+def test_an_instruction_stands_before_the_text(engine, monkeypatch):
+    seen = []
+    real = engine.submit
+
+    def looking(ids, *args, **kwargs):
+        seen.append(engine.tokenizer.decode(ids))
+        return real(ids, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "submit", looking)
+    edit(engine, "a + b\n", "Make it shorter.", spans=[(4, 5)])
+    assert seen[0].startswith("Make it shorter.\n\na + b\na +")
+
+
+def test_an_instruction_needs_a_template(engine):
+    plain = Engine(engine.model, tokenizer=engine.tokenizer)
+    with pytest.raises(UnsupportedError, match="an instruction needs a chat template"):
+        plain.edit("text", "shorter")
+
+
+def test_the_likeliest_candidate_is_taken_and_its_confidence_told(engine):
+    reply = edit(engine, spans=[(4, 7)], num_candidates=4, strength=1.0)
+    (part,) = reply.spans
+    assert 0.0 < part.confidence <= 1.0
+    assert reply.num_denoise_steps > 4
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        (dict(strength=1.5), r"strength must be a number in \[0, 1\], got 1.5"),
+        (dict(max_changes=-1), "max_changes must be an integer of at least 0 or none"),
+        (dict(spans=[(3, 2)]), "spans must be pairs"),
+        (dict(spans=[(0, 10**6)]), "within the text's"),
+        (dict(spans=[(0, 3), (2, 5)]), "must not overlap or touch"),
+        (dict(spans=["ab"]), "spans must be pairs"),
+        (dict(stop="x"), "edit decides stop itself"),
+        (dict(nonsense=1), "unknown sampling parameter 'nonsense'"),
+    ],
+)
+def test_bad_edits_say_what_is_wrong(engine, params, message):
+    with pytest.raises(RequestError, match=message):
+        edit(engine, **params)
+
+
+def test_spans_come_in_order():
+    assert checked_spans("abcdef", [(4, 5), (0, 2)]) == [(0, 2), (4, 5)]
+
+
+def test_the_token_before_a_part_is_spelt_anew(engine):
+    tokenizer = engine.tokenizer
+    ids, text = behind(tokenizer, "def größe(tot")
+    assert tokenizer.decode(ids) + text == "def größe(tot" and text
+    ids, text = behind(tokenizer, "a日")
+    assert text == "日" and tokenizer.decode(ids) == "a"
+    assert behind(tokenizer, "") == (tokenizer.encode(""), "")

@@ -1,0 +1,80 @@
+"""Gaps that take what they need: what stands around them comes back, what they hold is what they may."""
+
+import random
+import re
+
+import pytest
+
+from presswork.engine.engine import Engine, EngineConfig
+from presswork.errors import RequestError, UnsupportedError
+from presswork.grammar.languages import Choices, Regex
+from presswork.tasks.code.tokenizer import EOS_ID, train_tokenizer
+from presswork.testing import fixture_config, fixture_model
+from presswork.text.tokenizer import Tokenizer
+
+SOURCE = "def add(a, b):\n    total = a + b\n    return total\n\n\ndef größe(total):\n    return total + 'né'\n"
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    tokenizer = Tokenizer(train_tokenizer([SOURCE] * 4, vocab_size=310), named={"eos_token": "<eos>"})
+    config = fixture_config(vocab_size=tokenizer.vocab_size + 3, eos_token_id=EOS_ID, canvas_length=24)
+    return Engine(
+        fixture_model(config, peak=3.0, width=2.0), tokenizer=tokenizer, config=EngineConfig(constraint_folder=None)
+    )
+
+
+def fill(engine, fixed, **params):
+    return engine.fill_gaps(fixed, **{"max_denoising_steps": 3, "num_candidates": 2, **params})
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_what_stands_around_the_gaps_comes_back(engine, seed):
+    rng = random.Random(seed)
+    places = sorted(rng.sample(range(1, len(SOURCE)), rng.randrange(1, 4)))
+    fixed = [SOURCE[a:b] for a, b in zip([0, *places], [*places, len(SOURCE)], strict=True)]
+    if seed % 4 == 0:
+        fixed[-1] = fixed[-1] * 10  # far more than a canvas holds
+    reply = fill(engine, fixed, seed=seed, max_tokens=rng.choice([None, 3, 60]))
+    assert reply.fixed == tuple(fixed) and len(reply.texts) == len(fixed) - 1
+    assert reply.completed == fixed[0] + "".join(a + b for a, b in zip(reply.texts, fixed[1:], strict=True))
+    assert [one.score for one in reply.candidates] == sorted((one.score for one in reply.candidates), reverse=True)
+
+
+def test_gaps_are_kept_to_what_they_may_hold(engine):
+    reply = fill(engine, ["x = [", ", ", "]\n"], gap=Regex("[0-9]{1,6}"))
+    assert all(re.fullmatch("[0-9]{1,6}", text) for text in reply.texts)
+    reply = fill(engine, ["def add(a, b):\n", "    return total\n"], gap=Choices(["    total = a\n", "    pass\n"]))
+    assert reply.texts[0] in ("    total = a\n", "    pass\n")
+
+
+def test_a_gap_may_be_longer_than_a_canvas(engine):
+    reply = fill(engine, ["def add(a, b):\n", "    return total\n"], gap=Regex("[a-z ]{60}\n"), max_tokens=70)
+    assert len(reply.texts[0]) == 61
+
+
+def test_the_likeliest_candidate_is_the_one_the_causal_mode_scores_best(engine):
+    reply = fill(engine, ["def add(a, b):\n", "    return total\n"], num_candidates=4, seed=3)
+    assert len({one.texts for one in reply.candidates}) > 1
+    assert reply.texts == reply.candidates[0].texts
+
+
+@pytest.mark.parametrize(
+    "fixed, params, message",
+    [
+        (["a"], {}, "give the texts around the gaps, at least two"),
+        (["a", "", "b"], {}, "must not be empty; join the gaps"),
+        (["a", "b"], dict(max_tokens=0), "max_tokens must be an integer of at least 1"),
+        (["a", "b"], dict(num_candidates=0), "num_candidates must be an integer of at least 1"),
+        (["a", "b"], dict(stop="x"), "filling gaps decides stop itself"),
+        (["a", "b"], dict(max_tokens=10_000), "of the context of 512 are left"),
+    ],
+)
+def test_bad_gaps_say_what_is_wrong(engine, fixed, params, message):
+    with pytest.raises(RequestError, match=message):
+        fill(engine, fixed, **params)
+
+
+def test_gaps_need_a_tokenizer(confident_model):
+    with pytest.raises(UnsupportedError, match="gaps need a tokenizer"):
+        Engine(confident_model).fill_gaps(["a", "b"])
