@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from presswork.engine.aio import AsyncEngine
+    from presswork.engine.decide import DecideReply
     from presswork.engine.edit import EditReply
     from presswork.engine.engine import Engine, EngineConfig
     from presswork.engine.events import Commit, Done, Draft, Reply, Stats, TokenLogprob, TokenTrace, Usage
@@ -31,6 +32,7 @@ _HOMES = {
     "AsyncEngine": "presswork.engine.aio",
     "SamplingParams": "presswork.engine.params",
     "Reply": "presswork.engine.events",
+    "DecideReply": "presswork.engine.decide",
     "EditReply": "presswork.engine.edit",
     "FillReply": "presswork.engine.fill",
     "GapsReply": "presswork.engine.gaps",
@@ -55,6 +57,7 @@ __all__ = [
     "AsyncEngine",
     "Choices",
     "Commit",
+    "DecideReply",
     "Done",
     "Draft",
     "EditReply",

@@ -22,6 +22,7 @@ VERBS = {
     "chat": "Talk with a model.",
     "fill": "Fill gaps in a text.",
     "edit": "Change a text in place.",
+    "decide": "Answer questions with given options.",
     "train": "Train a model by a recipe.",
     "eval": "Measure how well a model does a task.",
     "bench": "Measure generation speed, denoising and one token at a time.",

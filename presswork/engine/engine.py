@@ -6,7 +6,7 @@ L canvas, V vocabulary.
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from presswork.config import require
 from presswork.engine.adapters import AdapterTable
+from presswork.engine.decide import DecideReply, Style, decide
 from presswork.engine.edit import EditReply, edit
 from presswork.engine.events import Commit, Done, Draft, Reply
 from presswork.engine.fill import FillReply, fill
@@ -24,23 +25,21 @@ from presswork.engine.loop import EngineLoop
 from presswork.engine.params import Mode, SamplingParams, defaults_from_checkpoint, each_params
 from presswork.engine.prefix import PrefixCache
 from presswork.engine.probe import canvas_logits, causal_logprobs
+from presswork.engine.prompts import Messages, PromptReader
 from presswork.engine.ranking import check_best_of, likeliest, seed_of
 from presswork.engine.request import Request
 from presswork.engine.runner import Runner
 from presswork.engine.scheduler import Scheduler
 from presswork.engine.streams import EventStream
-from presswork.errors import EngineClosedError, NonFiniteError, RequestError, UnsupportedError
+from presswork.errors import EngineClosedError, NonFiniteError, RequestError
 from presswork.grammar.languages import TextLanguage
 from presswork.models.transformer import Transformer
 from presswork.text.chat import ChatTemplate
-from presswork.text.parsers import parse_tool_calls, split_reasoning
 from presswork.text.tokenizer import Tokenizer
 from presswork.weights.lora import padded
 from presswork.weights.peft_files import load_adapter
 
 logger = logging.getLogger(__name__)
-
-Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +92,7 @@ class Engine:
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.name = name
+        self._prompts = PromptReader(tokenizer, template, name)
         self.config = config or EngineConfig()
         known = model.config.max_position_embeddings
         self.max_context = self.config.max_context or known
@@ -155,7 +155,7 @@ class Engine:
         Raises:
             RequestError: a malformed prompt or parameter. GenerationError: a request failed while it ran.
         """
-        prompts, is_single = self._prompts(prompt, prompt_token_ids, raw)
+        prompts, is_single = self._prompts.read(prompt, prompt_token_ids, raw)
         each = each_params(self.defaults, len(prompts), is_single, params)
         check_best_of(best_of)
         tries = [sampling.changed(seed=seed_of(sampling.seed, i)) for sampling in each for i in range(best_of)]
@@ -197,7 +197,7 @@ class Engine:
         Args: as generate; drafts: also yield a Draft after every denoise step.
         """
         sampling = self.defaults.changed(**params)
-        prompts, is_single = self._prompts(prompt, prompt_token_ids, raw)
+        prompts, is_single = self._prompts.read(prompt, prompt_token_ids, raw)
         if not is_single:
             raise RequestError("stream takes one prompt, got several; use generate or one stream each")
         return self.events(self.submit(prompts[0], sampling, wants_drafts=drafts))
@@ -218,30 +218,18 @@ class Engine:
 
     def parse_chat(self, reply: Reply) -> Reply:
         """The reply with reasoning and tool calls taken out of its text."""
-        if self.tokenizer is None:
-            return reply
-        reasoning, answer = split_reasoning(reply.token_ids, self.tokenizer)
-        calls, rest = parse_tool_calls(answer, self.tokenizer)
-        if reasoning is None and not calls:
-            return reply
-        return replace(
-            reply,
-            text=self.tokenizer.decode(rest),
-            reasoning=None if reasoning is None else self.tokenizer.decode(reasoning),
-            tool_calls=calls,
-        )
+        return self._prompts.parse(reply)
+
+    def encode_prompt(self, text: str, *, raw: bool = False) -> list[int]:
+        """Token ids of a text prompt: one user turn where there is a chat template, unless raw."""
+        return self._prompts.encode(text, raw=raw)
 
     def encode_chat(
         self, messages: Messages, *, tools: Sequence[Mapping[str, Any]] | None = None,
         template_variables: Mapping[str, Any] | None = None,
     ) -> list[int]:  # fmt: skip
         """Prompt ids of a conversation, through the checkpoint's own chat template."""
-        if self.template is None:
-            raise UnsupportedError(f"model {self.name!r} has no chat template; use generate with plain text")
-        tools_list = None if tools is None else list(tools)
-        variables = self.template.check_variables(template_variables or {})
-        text = self.template.render(messages, tools=tools_list, **variables)
-        return self._require_tokenizer().encode(text, add_special_tokens=False)
+        return self._prompts.chat(messages, tools, template_variables)
 
     def fill(
         self, prefix: str, suffix: str, *, max_tokens: int | None = None, lengths: Sequence[int] | None = None,
@@ -295,6 +283,25 @@ class Engine:
             self, text, instruction, spans=spans, strength=strength, max_changes=max_changes,
             num_candidates=num_candidates, **params,
         )  # fmt: skip
+
+    def decide(
+        self, state: object, questions: Mapping[str, Any], *, style: Style = "letters", steps: int = 2,
+        calibrate: bool = False, seed: int = 0, adapter: str | None = None,
+    ) -> DecideReply:  # fmt: skip
+        """Answer questions with given options about a state, from short canvases in one or two denoise passes.
+
+        Args:
+            state: a text, or JSON. questions: {name: {"type", "instructions", "criteria"}}; a "choice" has criteria
+                {option: description or None}, a "score" a list of 2 to 10 level descriptions, lowest first, a "noul"
+                (yes or no) possibly {"true": ..., "false": ...}.
+            style: "letters" lists the options before the canvas and reads a letter for each question; "texts" reads
+                each option as it would be written, which asks less of a model.
+            steps: denoise passes, 1 or 2.
+            calibrate: divide each option's probability by what it is without a state, at twice the work.
+            seed: of the noise the answers start from. adapter: name of a loaded adapter.
+        Raises: RequestError, UnsupportedError.
+        """
+        return decide(self, state, questions, style=style, steps=steps, calibrate=calibrate, seed=seed, adapter=adapter)
 
     # Requests one by one, for servers and schedulers of their own
 
@@ -400,8 +407,8 @@ class Engine:
             adapter: name of a loaded adapter; None is the model as it is.
         """
         under = self._adapters.find(adapter)
-        prompt_ids = self._as_ids(prompt, add_special_tokens=True)
-        completion_ids = self._as_ids(completion, add_special_tokens=False)
+        prompt_ids = self._intake.checked_ids(self._prompts.ids(prompt, add_special_tokens=True))
+        completion_ids = self._intake.checked_ids(self._prompts.ids(completion, add_special_tokens=False))
         if not prompt_ids or not completion_ids:
             raise RequestError("score needs at least one prompt token and one completion token")
         ids = prompt_ids + completion_ids
@@ -444,40 +451,6 @@ class Engine:
             self._runner, self._lock, prompt, canvas_ids, self_conditioning_logits, self.config.prefill_chunk,
             under.adapter,
         )  # fmt: skip
-
-    # Checking what callers give
-
-    def _prompts(self, prompt: object, prompt_token_ids: object, raw: bool) -> tuple[list[list[int]], bool]:
-        """(token ids of each prompt, whether a single one was given)."""
-        if (prompt is None) == (prompt_token_ids is None):
-            raise RequestError("give either a prompt text (or a list of texts) or prompt_token_ids")
-        if isinstance(prompt, str):
-            return [self.encode_prompt(prompt, raw=raw)], True
-        if isinstance(prompt, Sequence):
-            if not all(isinstance(text, str) for text in prompt):
-                raise RequestError("prompt must be a text or a list of texts; token ids go into prompt_token_ids")
-            return [self.encode_prompt(text, raw=raw) for text in prompt], False
-        if not isinstance(prompt_token_ids, Sequence) or isinstance(prompt_token_ids, (str, bytes)):
-            raise RequestError(f"prompt_token_ids must be a list of token ids, got {type(prompt_token_ids).__name__}")
-        if prompt_token_ids and isinstance(prompt_token_ids[0], Sequence):
-            return [list(ids) for ids in prompt_token_ids], False
-        return [list(prompt_token_ids)], True
-
-    def encode_prompt(self, text: str, *, raw: bool = False) -> list[int]:
-        """Token ids of a text prompt: one user turn where there is a chat template, unless raw."""
-        if self.template is not None and not raw:
-            return self.encode_chat([{"role": "user", "content": text}])
-        return self._require_tokenizer().encode(text)
-
-    def _as_ids(self, value: str | Sequence[int], *, add_special_tokens: bool) -> list[int]:
-        if isinstance(value, str):
-            return self._require_tokenizer().encode(value, add_special_tokens=add_special_tokens)
-        return self._intake.checked_ids(value)
-
-    def _require_tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise UnsupportedError(f"model {self.name!r} has no tokenizer; give prompt_token_ids")
-        return self.tokenizer
 
     def reply(self, request: Request) -> Reply:
         """A submitted request's reply, driving passes until there is one. Raises what ended it without one."""

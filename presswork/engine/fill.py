@@ -9,8 +9,7 @@ out beyond what was there belong to the gap.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from presswork.engine.adapters import LoadedAdapter
 from presswork.engine.borders import Border, cut_after, cut_before
 from presswork.engine.events import Reply
 from presswork.engine.params import SamplingParams
+from presswork.engine.probe import prefilled
 from presswork.engine.request import Request
 from presswork.errors import GenerationError, NonFiniteError, RequestError, UnsupportedError
 from presswork.text.tokenizer import Tokenizer
@@ -120,7 +120,7 @@ def fill(
     frame = _frame(engine, tokenizer, prefix, suffix, canvas_length)
     wanted = _lengths(frame, canvas_length, max_tokens, lengths)
     under = engine._adapters.find(common.adapter)
-    with _prefilled(engine, frame.prompt, under) as (cache, last):
+    with prefilled(engine, frame.prompt, under) as (cache, last):
         replies = _denoise(engine, tokenizer, frame, wanted, common, canvas_length)
         candidates = []
         for length, reply in zip(wanted, replies, strict=True):
@@ -194,26 +194,6 @@ def _lengths(frame: _Frame, canvas_length: int, max_tokens: int | None, lengths:
     if max_tokens <= _MAX_CANDIDATES:
         return list(range(1, max_tokens + 1))
     return sorted({round(max_tokens ** (i / (_MAX_CANDIDATES - 1))) for i in range(_MAX_CANDIDATES)})
-
-
-@contextmanager
-def _prefilled(
-    engine: "Engine", prompt: list[int], under: LoadedAdapter
-) -> Iterator[tuple[SequenceCache, Float[Tensor, "1 D"]]]:
-    """The prompt's keys and values, which the candidates find in the prefix cache, and its last hidden row."""
-    chunk = engine.config.prefill_chunk
-    cache = engine.prefix.longest(prompt, len(prompt) - 1, under.number) or SequenceCache(engine.model.config)
-    hidden = torch.empty(0)
-    try:
-        while cache.length < len(prompt):
-            # Where a request's own prefill would be cut.
-            stop = min(len(prompt), (cache.length // chunk + 1) * chunk)
-            with engine._lock:
-                hidden = engine._runner.causal_hidden(cache, prompt[cache.length : stop], under.adapter)
-                engine.prefix.put(prompt[:stop], cache, under.number)
-        yield cache, hidden[-1:]
-    finally:
-        cache.release()
 
 
 def _denoise(

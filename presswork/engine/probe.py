@@ -3,8 +3,9 @@
 L canvas, V vocabulary.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -12,8 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from presswork.cache.contiguous import SequenceCache
+from presswork.engine.adapters import LoadedAdapter
 from presswork.engine.runner import Runner
 from presswork.models.adapters import Adapter
+
+if TYPE_CHECKING:
+    from presswork.engine.engine import Engine
 
 
 def causal_logprobs(
@@ -69,3 +74,23 @@ def canvas_logits(
             cache.release()
         cap = model.config.final_logit_softcapping
         return cap * torch.tanh(F.linear(hidden, model.head).float() / cap)
+
+
+@contextmanager
+def prefilled(
+    engine: "Engine", prompt: list[int], under: LoadedAdapter
+) -> Iterator[tuple[SequenceCache, Float[Tensor, "1 D"]]]:
+    """A prompt's keys and values, which later requests find in the prefix cache, and its last hidden row."""
+    chunk = engine.config.prefill_chunk
+    cache = engine.prefix.longest(prompt, len(prompt) - 1, under.number) or SequenceCache(engine.model.config)
+    hidden = torch.empty(0)
+    try:
+        while cache.length < len(prompt):
+            # Where a request's own prefill would be cut.
+            stop = min(len(prompt), (cache.length // chunk + 1) * chunk)
+            with engine._lock:
+                hidden = engine._runner.causal_hidden(cache, prompt[cache.length : stop], under.adapter)
+                engine.prefix.put(prompt[:stop], cache, under.number)
+        yield cache, hidden[-1:]
+    finally:
+        cache.release()

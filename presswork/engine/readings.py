@@ -67,6 +67,18 @@ class VocabReader:
             top_logprobs=num_top,
         )
 
+    def read_choices(self, hidden: Float[Tensor, "N D"], ids: Int[Tensor, "N M"]) -> Float[Tensor, "N M"]:
+        """Log-probabilities of several tokens a row under the model itself; NaN in rows with NaN or infinity."""
+        reading = read_vocab(
+            hidden,
+            self._model.head,
+            softcap=self._config.final_logit_softcapping,
+            temperature=torch.ones(hidden.shape[0], device=hidden.device),
+            token_ids=ids.to(hidden.device),
+        )
+        assert reading.chosen_logprobs is not None
+        return reading.chosen_logprobs
+
     def _free(self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "L D"]]) -> list[StepReading | None]:
         counts = [rows.shape[0] for rows in hidden]
         uniform, top_k, top_p, soft = [], [], [], []

@@ -113,6 +113,23 @@ def test_edit_prints_a_diff_and_writes_when_told(capsys, folder, file):
     assert code == 0 and out == ""
 
 
+def test_decide_answers_with_probabilities(capsys, folder, file, tmp_path):
+    asked = {
+        "kind": {"type": "choice", "criteria": {"a": None, "b": None}},
+        "size": {"type": "score", "criteria": ["s", "l"]},
+    }
+    (tmp_path / "questions.json").write_text(json.dumps(asked))
+    ask = ("decide", file, "--model", folder, "--style", "texts", "--questions")
+    code, out, _ = run(capsys, *ask, json.dumps(asked), "--json")
+    found = json.loads(out)["answers"]
+    assert code == 0 and sum(found["kind"]["probabilities"].values()) == pytest.approx(1.0)
+    assert 1.0 <= found["size"]["score"] <= 2.0
+    code, out, err = run(capsys, *ask, tmp_path / "questions.json", "--steps", 1)
+    assert code == 0 and out.splitlines()[0].split()[0] == "QUESTION" and "2 denoise passes" in err
+    code, _, err = run(capsys, *ask, "{")
+    assert code == 2 and "the questions in --questions are not JSON" in err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
