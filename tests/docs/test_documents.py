@@ -15,8 +15,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def code(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def code(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -30,6 +30,14 @@ def test_relative_links_resolve(page):
 @pytest.mark.parametrize("example", code("python"))
 def test_python_examples_run(example):
     run = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+def test_the_page_of_the_canvas_runs_from_top_to_bottom():
+    blocks = code("python", (ROOT / "docs" / "canvas.md").read_text(encoding="utf-8"))
+    assert len(blocks) > 1
+    run = subprocess.run([sys.executable, "-c", "".join(blocks)], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert run.returncode == 0, run.stderr
 
 
