@@ -24,7 +24,7 @@ from presswork.grammar.vocabulary import Vocabulary
 from presswork.ops.vocab_head import TokenClasses
 from presswork.text.tokenizer import Tokenizer
 
-MAX_PREPARED = 64  # languages kept in memory; one has a few megabytes at a vocabulary of 262,144
+MAX_PREPARED = 32  # languages kept in memory; one has some 8 MB at a vocabulary of 262,144
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,7 +104,7 @@ class ConstraintTable:
 
     def _prepared(self, language: Language) -> TokenAutomaton:
         vocabulary = self._spelling()
-        if self._folder is None:
+        if self._folder is None or not language.is_kept:
             return language.lifted(vocabulary)
         file = self._folder / disk.name_of(language.key, vocabulary.fingerprint)
         found = disk.read(file)

@@ -113,7 +113,7 @@ class VocabReader:
         reading = read_classes(
             rows, self._model.head, softcap=self._config.final_logit_softcapping, temperature=temperature,
             classes=classes, edits=edits,
-        )  # fmt: skip
+        ).cpu()  # fmt: skip
         found: list[StepReading | None] = []
         start = 0
         for request, count in zip(requests, counts, strict=True):
@@ -145,11 +145,11 @@ class VocabReader:
         if _wants_more(request):
             state = request.constraint
             assert state is not None
-            soft = self._model.decoder.embedding[decided.surest]
+            soft = self._model.decoder.embedding[decided.surest.to(hidden.device)]
             rows = decided.is_open.nonzero()[:, 0]
             if len(rows):
                 reading = self._read(
-                    hidden[rows],
+                    hidden[rows.to(hidden.device)],
                     temperature=temperature.expand(len(rows)),
                     uniform=decided.uniform[rows],
                     soft=torch.ones(len(rows), dtype=torch.bool),
@@ -162,12 +162,13 @@ class VocabReader:
                 )
                 assert reading.soft_embedding is not None
                 sample, soft = sample.clone(), soft.clone()
-                soft[rows] = reading.soft_embedding
+                soft[rows.to(hidden.device)] = reading.soft_embedding
                 if request.params.temperature:
-                    sample[rows] = reading.sample
+                    sample[rows] = reading.sample.cpu()
+        device = hidden.device
         return StepReading(
-            argmax=decided.argmax, sample=sample, entropy=decided.entropy, max_logprob=decided.max_logprob,
-            soft_embedding=soft,
+            argmax=decided.argmax.to(device), sample=sample.to(device), entropy=decided.entropy.to(device),
+            max_logprob=decided.max_logprob.to(device), soft_embedding=soft,
         )  # fmt: skip
 
     def _next(self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "1 D"]]) -> list[Reading]:

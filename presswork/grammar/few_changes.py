@@ -44,6 +44,10 @@ class FewChanges(Language):
     def is_open(self) -> bool:
         return not self.ends
 
+    @property
+    def is_kept(self) -> bool:
+        return False
+
     def lifted(self, vocabulary: Vocabulary) -> TokenAutomaton:
         known = vocabulary.token_bytes
         special = [token for token in self.token_ids if token >= len(known) or not known[token]]

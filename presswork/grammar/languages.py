@@ -35,6 +35,11 @@ class Language(ABC):
         """Whether a reply of the language stops without an end token, where max_tokens cuts it."""
         return False
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether it is worth a file: others may ask for it again."""
+        return True
+
 
 class TextLanguage(Language):
     """A set of texts, whatever tokens spell them."""

@@ -2,8 +2,9 @@
 
     fixed 0   gap 1   fixed 1   gap 2   fixed 2         and then the end of the text, or more of what follows it
 
-A gap ends where the fixed part behind it first occurs, so that a text has one reading; the last gap ends where the last
-part ends the text.
+A gap ends where the fixed part behind it, or the first ANCHOR characters of a long one, first occurs, so that a text
+has one reading. Only a short last part may occur in the gap before it too: there the end of the text decides. States
+inside an anchor are those from which nearly every token leads somewhere, so a long one would make lifting slow.
 """
 
 import hashlib
@@ -18,6 +19,8 @@ from presswork.grammar.expression import Expression, intersection, literal, repe
 from presswork.grammar.languages import TextLanguage
 from presswork.grammar.regex import ANY_CHARACTER, ANY_TEXT
 
+ANCHOR = 48
+
 
 @dataclass(frozen=True, slots=True)
 class Segments(TextLanguage):
@@ -27,7 +30,7 @@ class Segments(TextLanguage):
         fixed: at least two texts, the first and the last possibly empty, the others not.
         gap: what each gap holds; None allows any text.
         shown: None: the text ends with its last part. A number of bytes: the text goes on behind the gap with the last
-            part, of which at least so many bytes have to be there, and where it stops is left open.
+            part, of which at least so many bytes (of whole characters) have to be there; where it stops is left open.
     """
 
     fixed: tuple[str, ...]
@@ -50,11 +53,18 @@ class Segments(TextLanguage):
     def is_open(self) -> bool:
         return self.shown is not None
 
+    @property
+    def is_kept(self) -> bool:
+        return False
+
     def expression(self) -> Expression:
         parts = [literal(self.fixed[0])]
         for number, text in enumerate(self.fixed[1:], start=1):
-            last = number == len(self.fixed) - 1
-            parts.append(self._gap_before(text) if not last else sequence(self._inner(), literal(text)))
+            anchor = self._anchor(number)
+            if anchor:
+                parts.append(sequence(self._gap_before(anchor), literal(text[len(anchor) :])))
+            else:
+                parts.append(sequence(self._inner(), literal(text)))
         return sequence(*parts)
 
     def automaton(self) -> ByteAutomaton:
@@ -65,30 +75,33 @@ class Segments(TextLanguage):
         left = len(self.fixed[-1].encode()) - self.shown
         return ByteAutomaton(next=whole.next, accepts=_steps_to_end(whole) <= left, marks=whole.marks)
 
+    def _anchor(self, number: int) -> str:
+        """The beginning of a fixed part that ends the gap before it; "" where the end of the text does."""
+        text = self.fixed[number]
+        if number < len(self.fixed) - 1 or (self.shown is None and len(text) > ANCHOR):
+            return text[:ANCHOR]
+        if self.shown is None:
+            return ""
+        return text.encode()[: self.shown].decode(errors="ignore")[:ANCHOR]
+
     def _inner(self) -> Expression:
         return ANY_TEXT if self.gap is None else self.gap.expression()
 
-    def _gap_before(self, text: str) -> Expression:
-        """A gap and the fixed text behind it, at its first occurrence."""
-        first = without(sequence(ANY_TEXT, literal(text)), sequence(ANY_TEXT, literal(text), repeat(ANY_CHARACTER, 1)))
-        return first if self.gap is None else intersection(first, sequence(self._inner(), literal(text)))
+    def _gap_before(self, anchor: str) -> Expression:
+        """A gap and what ends it, at its first occurrence."""
+        ended = sequence(ANY_TEXT, literal(anchor))
+        first = without(ended, sequence(ended, repeat(ANY_CHARACTER, 1)))
+        return first if self.gap is None else intersection(first, sequence(self._inner(), literal(anchor)))
 
     def gaps_of(self, text: bytes) -> list[bytes]:
         """The gaps of a text of the language, in order; pure."""
-        fixed = [part.encode() for part in self.fixed]
-        place, gaps = len(fixed[0]), []
-        for part in fixed[1:-1]:
-            end = text.index(part, place)
+        place, gaps = len(self.fixed[0].encode()), []
+        for number, part in enumerate(self.fixed[1:], start=1):
+            anchor = self._anchor(number).encode()
+            end = text.index(anchor, place) if anchor else len(text) - len(part.encode())
             gaps.append(text[place:end])
-            place = end + len(part)
-        rest, last = text[place:], fixed[-1]
-        shown = len(last) if self.shown is None else _overlap(rest, last)
-        return [*gaps, rest[: len(rest) - shown]]
-
-
-def _overlap(text: bytes, last: bytes) -> int:
-    """How much of the beginning of `last` a text ends with, at most."""
-    return next(size for size in range(min(len(text), len(last)), -1, -1) if text.endswith(last[:size]))
+            place = end + len(part.encode())
+        return gaps
 
 
 def _steps_to_end(automaton: ByteAutomaton) -> np.ndarray:

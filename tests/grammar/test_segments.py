@@ -50,11 +50,32 @@ def test_an_open_text_ends_anywhere_in_its_last_part_once_enough_is_shown():
     automaton = language.automaton()
     assert language.is_open and not Segments(("a", "b")).is_open
     for text in strings("abcd", 6):
-        ends = [text.endswith("bcbd"[:n]) and len(text) - n >= 1 for n in (2, 3, 4)]
-        assert automaton.matches(text.encode()) == (text[:1] == "a" and any(ends)), text
+        start = text.find("bc", 1)
+        wanted = text[:1] == "a" and start > 0 and "bcbd".startswith(text[start:])
+        assert automaton.matches(text.encode()) == wanted, text
     assert language.gaps_of(b"axybc") == [b"xy"]
     assert language.gaps_of(b"axybcb") == [b"xy"]
-    assert language.gaps_of(b"abcbcbd") == [b"bc"]
+    assert Segments(("", "\u00e9a"), shown=1).automaton().matches("xé".encode())  # half a character is none
+
+
+def test_long_parts_are_known_by_their_beginnings(monkeypatch):
+    monkeypatch.setattr("presswork.grammar.segments.ANCHOR", 2)
+    for fixed in (("a", "bab"), ("", "abb", "ba", "b")):
+        language = Segments(fixed)
+        automaton = language.automaton()
+        for text in strings("ab", 9):
+            place, gaps = len(fixed[0]), []
+            is_in = text.startswith(fixed[0])
+            for number, part in enumerate(fixed[1:], start=1):
+                is_last = number == len(fixed) - 1
+                end = len(text) - len(part) if is_last and len(part) <= 2 else text.find(part[:2], place)
+                is_in = is_in and end >= place and text[end : end + len(part)] == part
+                gaps.append(text[place:end])
+                place = end + len(part)
+            is_in = is_in and place == len(text)
+            assert automaton.matches(text.encode()) == is_in, text
+            if is_in:
+                assert [gap.decode() for gap in language.gaps_of(text.encode())] == gaps
 
 
 def test_long_parts_stay_small():

@@ -176,6 +176,10 @@ class ClassReading:
         """The reading of some of the rows."""
         return ClassReading(**{f.name: getattr(self, f.name)[rows] for f in fields(ClassReading)})
 
+    def cpu(self) -> "ClassReading":
+        """The reading on the CPU."""
+        return ClassReading(**{f.name: getattr(self, f.name).cpu() for f in fields(ClassReading)})
+
     @staticmethod
     def from_sums(
         top: Float[Tensor, "N C"],
