@@ -57,10 +57,10 @@ def recipe() -> Recipe:
         generation={
             "eos_token_id": [EOS_ID],
             "pad_token_id": 0,
-            "max_denoising_steps": 32,
+            "max_denoising_steps": 64,
             "entropy_bound": 0.1,
-            "t_min": 0.4,
-            "t_max": 1.0,
+            "t_min": 0.8,
+            "t_max": 0.8,
             "stability_threshold": 1,
             "confidence_threshold": 0.01,
         },

@@ -193,16 +193,16 @@ def _lay_out(
     after = tokenizer.encode(fixed[-1], add_special_tokens=False)
     known = common.canvas_length or engine.model.config.canvas_length
     room = engine.max_context - len(window.prompt)
-    # The gaps' room and what stands between them, in whole canvases, the last of which shows what follows.
+    # Whole canvases for the gaps and what stands between them, the last of which shows what follows.
     needed = inner + window.gap_tokens
-    total = needed + len(after) + 1
-    if total <= max(known, needed + known // 4):
-        if total > room:
-            raise _no_room(total, room, engine.max_context)
-        return _Layout(language=Segments(fixed, gap), max_tokens=total, canvas_length=min(known, total))
-    total = min(-(-(needed + max(1, known // 4)) // known) * known, inner + len(after))
+    total = -(-(needed + max(1, known // 4)) // known) * known
+    # With less behind the gaps than that, a short gap could not fill the canvases.
+    is_open = inner + len(after) >= total
+    total = total if is_open else needed + len(after) + 1
     if total > room:
         raise _no_room(total, room, engine.max_context)
+    if not is_open:
+        return _Layout(language=Segments(fixed, gap), max_tokens=total, canvas_length=min(known, total))
     seen = after[:total]
     last = _text_of(tokenizer, seen, fixed[-1])
     least = _text_of(tokenizer, after[: max(1, min(len(seen), known // 4))], fixed[-1])

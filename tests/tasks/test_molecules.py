@@ -14,12 +14,11 @@ from presswork.engine.engine import Engine
 from presswork.errors import DataError, RequestError
 from presswork.models.transformer import Transformer
 from presswork.tasks.molecules.evaluate import canonical, evaluate, score
-from presswork.tasks.molecules.scaffold import contains, evaluate_scaffold, scaffold_pieces, scaffold_pins
+from presswork.tasks.molecules.scaffold import contains, evaluate_scaffold, scaffold_pieces
 from presswork.tasks.molecules.smiles import (
     BOS_ID,
     CHARACTERS,
     EOS_ID,
-    SPECIAL,
     VOCAB_SIZE,
     build_tokenizer,
     encode_molecules,
@@ -144,29 +143,6 @@ class TestScaffold:
     def needs_rdkit(self) -> None:
         pytest.importorskip("rdkit", reason="rdkit is an extra")
 
-    def test_pieces_stand_in_their_places_and_the_end_behind_the_last(self) -> None:
-        pieces = scaffold_pieces("*c1ccc(*)cc1")
-        assert pieces == ["", "c1ccc(", ")cc1"]
-        gaps = set()
-        for seed in range(40):
-            pins = scaffold_pins(pieces, seed)
-            text = "".join("~" if i not in pins else (*SPECIAL, *CHARACTERS)[pins[i]][0] for i in range(64))
-            found = re.fullmatch(r"(~+)c1ccc\((~+)\)cc1<+", text)
-            assert found is not None
-            gaps.add((len(found[1]), len(found[2])))
-        assert len(gaps) > 20 and {n for pair in gaps for n in pair} == set(range(1, 13))
-
-    def test_a_last_gap_is_left_to_the_model_to_end(self) -> None:
-        pins = scaffold_pins(scaffold_pieces("c1ccc(*)cc1*"), 0)
-        assert EOS_ID not in pins.values() and len(pins) == len("c1ccc()cc1")
-
-    def test_long_scaffolds_leave_what_room_there_is(self) -> None:
-        for text in ("*" + "C" * 50 + "(*)C", "C" * 54 + "(*)C*", "C" * 59 + "(*)C"):
-            for seed in range(20):
-                pins = scaffold_pins(scaffold_pieces(text), seed)
-                assert max(pins) <= 63
-                assert sum(token != EOS_ID for token in pins.values()) == len(text.replace("*", ""))
-
     def test_a_molecule_has_the_scaffold_as_a_part_or_not(self) -> None:
         assert contains("Cc1ccc(CC)cc1", "*c1ccc(*)cc1") and contains("CC(=O)NC", "O=C(*)N*")
         assert not contains("C1CCCCC1", "*c1ccc(*)cc1") and not contains("c1cc(", "c1ccc(*)cc1")
@@ -189,8 +165,8 @@ class TestScaffold:
     def test_every_text_is_written_around_the_scaffold(self, tokenizer) -> None:
         model = random_model(config(), dtype=torch.float32, seed=1)
         engine = Engine(model, tokenizer=tokenizer, generation_config={"eos_token_id": [EOS_ID]})
-        runs = [evaluate_scaffold(engine, "C(*)O", 5, 3, max_denoising_steps=2) for _ in range(2)]
+        runs = [evaluate_scaffold(engine, "C(*)O", 5, 3, best_of=2, max_denoising_steps=2) for _ in range(2)]
         for text in runs[0]["samples"]:
-            assert re.fullmatch(r"C\(.{1,12}\)O", text)
+            assert re.fullmatch(r"C\(.+\)O", text)
         assert runs[0]["mean_steps"] > 0 and runs[0]["with_scaffold"] <= runs[0]["valid"]
         assert runs[0]["samples"] == runs[1]["samples"] and len(set(runs[0]["samples"])) > 1

@@ -19,7 +19,7 @@ def evaluate() -> None:
     \b
     Examples:
       presswork eval sudoku --num 1000 --clues 30-45 --seed 1 --json
-      presswork eval molecules --model runs/molecules/model
+      presswork eval molecules --num 256 --best-of 4
       presswork eval code --model runs/code/model --validation data/code/validation.npz
       presswork eval sudoku --help
     """

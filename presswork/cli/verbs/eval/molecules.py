@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
 from presswork.cli.output import note, print_facts, print_json
 from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.modes import chosen_modes
@@ -15,7 +15,7 @@ from presswork.errors import RequestError
 
 def molecules(
     context: typer.Context,
-    model: Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)],
+    model: ModelOption = "molecules",
     num: Annotated[int, typer.Option(help="Molecules to generate.", min=1)] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the first; the others count on from it.", min=0)] = 0,
     moses: Annotated[
@@ -34,13 +34,13 @@ def molecules(
     """Generate molecules from nothing and let RDKit judge them, as MOSES counts.
 
     Reports the shares that are valid, different and new, denoise steps a molecule, and tokens per second. With a
-    scaffold, its text is pinned, and the shares are of molecules that are valid, have it as a part, and differ.
+    scaffold, its text stays, and the shares are of molecules that are valid, have it as a part, and differ.
 
     \b
     Examples:
-      presswork eval molecules --model runs/molecules/model --num 256 --scaffold "*c1ccc(*)cc1"
-      presswork eval molecules --model runs/molecules/model --num 10000 --json
-      presswork eval molecules --model runs/molecules/model --moses data/molsets-0.3.1-py3-none-any.whl
+      presswork eval molecules --num 256 --best-of 4
+      presswork eval molecules --num 256 --scaffold "*c1ccc(*)cc1"
+      presswork eval molecules --best-of 4 --moses data/molsets-0.3.1-py3-none-any.whl --json
     """
     from presswork.tasks.molecules.evaluate import evaluate as judge
     from presswork.tasks.molecules.scaffold import evaluate_scaffold
@@ -50,9 +50,7 @@ def molecules(
     if modes == ["ar"] and steps is not None:
         raise RequestError("mode 'ar' takes no denoise steps: leave out --steps")
     if scaffold is not None and (modes != ["diffusion"] or moses is not None):
-        raise RequestError("--scaffold pins text in a canvas and counts nothing new: leave out --moses and other modes")
-    if scaffold is not None and best_of > 1:
-        raise RequestError("--scaffold writes each molecule once: leave out --best-of")
+        raise RequestError("--scaffold fills gaps and counts nothing new: leave out --moses and other modes")
     known = [] if moses is None else read_moses(moses, "train")
     sampling = {} if steps is None else {"max_denoising_steps": steps}
     engine = open_engine(context.obj, model, device=device, dtype=dtype)
@@ -61,7 +59,9 @@ def molecules(
         given = sampling if name == "diffusion" else {}
         with counting_bar(f"writing molecules ({name})", num) as count:
             if scaffold is not None:
-                parts[name] = evaluate_scaffold(engine, scaffold, num, seed, on_progress=count, **given)
+                parts[name] = evaluate_scaffold(
+                    engine, scaffold, num, seed, best_of=best_of, on_progress=count, **given
+                )
             else:
                 parts[name] = judge(
                     engine, num, seed, mode=name, best_of=best_of, known=known, on_progress=count, **given
