@@ -63,9 +63,15 @@ def decide(request: Request, reading: ClassReading) -> DecidedCanvas:
     uniform = request.noise.uniforms(canvas.index, canvas.step, length)
     if not request.params.temperature:
         uniform = torch.full_like(uniform, torch.nan)
-    final = automaton.finals(request.output.num_left - length)
+    final = state.finals(canvas.index, request.output.num_left - length, _later_pins(request, length))
     step = condition(automaton, state.state, mass.numpy(), top.numpy(), uniform.numpy(), final)
     return _decided(step, reading, mass, state, canvas.pins.positions.cpu() if canvas.pins is not None else None)
+
+
+def _later_pins(request: Request, length: int) -> dict[int, int]:
+    """Pins behind the request's canvas, counted from its end."""
+    end = len(request.output.token_ids) + length
+    return {position - end: token for position, token in request.params.pins if position >= end}
 
 
 def _decided(

@@ -10,12 +10,12 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from presswork.diffusion.constraints.automaton import CanvasAutomaton, close, leave_open
-from presswork.diffusion.constraints.conditioned import feasible
 from presswork.errors import RequestError, UnsupportedError
 from presswork.grammar import disk
 from presswork.grammar.languages import Language
@@ -25,6 +25,9 @@ from presswork.ops.vocab_head import TokenClasses
 from presswork.text.tokenizer import Tokenizer
 
 MAX_PREPARED = 32  # languages kept in memory; one has some 8 MB at a vocabulary of 262,144
+
+
+_Key = tuple[str, frozenset[int], int | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,6 +45,7 @@ class ConstraintState:
 
     constraint: Constraint
     state: int = 0
+    _finals: tuple[int, np.ndarray] | None = None
 
     def take(self, token_ids: Sequence[int], end_ids: AbstractSet[int]) -> None:
         """Go on by committed tokens, up to an end. Mutates state."""
@@ -53,6 +57,12 @@ class ConstraintState:
             self.state = automaton.text.after(self.state, token)
             assert self.state >= 0, "a committed canvas is in its language"
 
+    def finals(self, canvas_index: int, tokens_left: int, pins: Mapping[int, int]) -> np.ndarray:
+        """Where a canvas may end, found once for all of its steps. Mutates what is remembered."""
+        if self._finals is None or self._finals[0] != canvas_index:
+            self._finals = (canvas_index, self.constraint.automaton.finals(tokens_left, pins))
+        return self._finals[1]
+
     @property
     def most(self) -> int | None:
         """Tokens of the longest rest of the text, None where there is no longest."""
@@ -61,14 +71,21 @@ class ConstraintState:
 
 
 class ConstraintTable:
-    """Prepares languages for one tokenizer; safe to use from several threads."""
+    """Prepares languages for one tokenizer; safe to use from several threads, which only wait for the same language."""
 
-    def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, name: str, folder: Path | None):
-        """Args: folder: where prepared languages are kept between processes; None keeps none."""
+    def __init__(
+        self, tokenizer: Tokenizer | None, vocab_size: int, name: str, folder: Path | None,
+        end_ids: AbstractSet[int] = frozenset(),
+    ):  # fmt: skip
+        """Args:
+        folder: where prepared languages are kept between processes; None keeps none.
+        end_ids: the checkpoint's end tokens, which are no text even where they have some.
+        """
         self._tokenizer, self._vocab_size, self._name, self._folder = tokenizer, vocab_size, name, folder
+        self._end_ids = end_ids
         self._vocabulary: Vocabulary | None = None
-        self._texts: OrderedDict[str, TokenAutomaton] = OrderedDict()
-        self._canvases: OrderedDict[tuple[str, frozenset[int], int | None], Constraint] = OrderedDict()
+        self._found: OrderedDict[_Key, Constraint] = OrderedDict()
+        self._busy: dict[_Key, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def find(self, language: Language, end_ids: frozenset[int], pad_id: int | None) -> Constraint:
@@ -80,29 +97,39 @@ class ConstraintTable:
         """
         key = (language.key, end_ids, pad_id)
         with self._lock:
-            if key not in self._canvases:
-                text, tails = self._text(language), () if pad_id is None else (pad_id,)
-                if language.is_open:
-                    automaton = leave_open(text, self._vocab_size)
-                else:
-                    automaton = close(text, self._vocab_size, end_ids, tails)
-                classes = TokenClasses(class_of=torch.from_numpy(automaton.class_of), num_classes=automaton.num_classes)
-                sizes = torch.bincount(classes.class_of[classes.class_of >= 0], minlength=automaton.num_classes)
-                self._canvases[key] = Constraint(automaton=automaton, classes=classes, is_single=sizes == 1)
-            self._canvases.move_to_end(key)
-            while len(self._canvases) > MAX_PREPARED:
-                self._canvases.popitem(last=False)
-            return self._canvases[key]
+            found = self._known(key)
+            if found is not None:
+                return found
+            busy = self._busy.setdefault(key, threading.Lock())
+        with busy:
+            with self._lock:
+                found = self._known(key)
+            if found is None:
+                found = self._prepared(language, end_ids, pad_id)
+            with self._lock:
+                self._found[key] = found
+                self._busy.pop(key, None)
+                while len(self._found) > MAX_PREPARED:
+                    self._found.popitem(last=False)
+            return found
+
+    def _known(self, key: "_Key") -> Constraint | None:
+        found = self._found.get(key)
+        if found is not None:
+            self._found.move_to_end(key)
+        return found
+
+    def _prepared(self, language: Language, end_ids: frozenset[int], pad_id: int | None) -> Constraint:
+        text = self._text(language)
+        if language.is_open:
+            automaton = leave_open(text, self._vocab_size)
+        else:
+            automaton = close(text, self._vocab_size, end_ids, () if pad_id is None else (pad_id,))
+        classes = TokenClasses(class_of=torch.from_numpy(automaton.class_of), num_classes=automaton.num_classes)
+        sizes = torch.bincount(classes.class_of[classes.class_of >= 0], minlength=automaton.num_classes)
+        return Constraint(automaton=automaton, classes=classes, is_single=sizes == 1)
 
     def _text(self, language: Language) -> TokenAutomaton:
-        if language.key not in self._texts:
-            self._texts[language.key] = self._prepared(language)
-        self._texts.move_to_end(language.key)
-        while len(self._texts) > MAX_PREPARED:
-            self._texts.popitem(last=False)
-        return self._texts[language.key]
-
-    def _prepared(self, language: Language) -> TokenAutomaton:
         vocabulary = self._spelling()
         if self._folder is None or not language.is_kept:
             return language.lifted(vocabulary)
@@ -114,15 +141,20 @@ class ConstraintTable:
         return found
 
     def _spelling(self) -> Vocabulary:
-        if self._vocabulary is None:
-            tokenizer = self._tokenizer
-            if tokenizer is None or tokenizer.decoder_kind == "whole":
-                raise UnsupportedError(
-                    f"a constraint needs a tokenizer whose tokens have a text each; model {self._name!r} has none"
-                )
-            known = tokenizer.all_token_bytes[: self._vocab_size]
-            self._vocabulary = Vocabulary(known, tokenizer.id_of)
-        return self._vocabulary
+        with self._lock:
+            if self._vocabulary is None:
+                tokenizer = self._tokenizer
+                if tokenizer is None or tokenizer.decoder_kind == "whole":
+                    raise UnsupportedError(
+                        f"a constraint needs a tokenizer whose tokens have a text each; model {self._name!r} has none"
+                    )
+                known = list(tokenizer.all_token_bytes[: self._vocab_size])
+                for token in self._end_ids:
+                    if token < len(known):
+                        known[token] = b""
+                marks = {name: i for name, i in tokenizer.added_tokens.items() if i < len(known)}
+                self._vocabulary = Vocabulary(known, marks)
+            return self._vocabulary
 
 
 def check_room(state: ConstraintState, max_tokens: int, pins: Mapping[int, int]) -> None:
@@ -132,6 +164,6 @@ def check_room(state: ConstraintState, max_tokens: int, pins: Mapping[int, int])
         raise RequestError(
             f"max_tokens is {max_tokens}, but the constraint's shortest text and its end take {fewest} tokens; raise it"
         )
-    behind = max_tokens - max(pins, default=-1) - 1
-    if pins and not feasible(state.constraint.automaton, state.state, pins, behind):
+    alive = state.constraint.automaton.alive_before(pins, max_tokens)
+    if not alive[state.state]:
         raise RequestError("no text of the constraint has the pinned tokens in their places; change one of them")

@@ -9,13 +9,24 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from presswork.engine.params import SamplingParams
-from presswork.engine.rewrite import Window, behind, require_pieces, rewrite, substitute
+from presswork.engine.rewrite import (
+    Rewriting,
+    Window,
+    behind,
+    check_candidates,
+    first_tokens,
+    opening,
+    require_pieces,
+    rewrite,
+    substitute,
+    text_of,
+)
 from presswork.errors import RequestError, UnsupportedError
+from presswork.text.lines import split_lines
 from presswork.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,7 +37,7 @@ Span = tuple[int, int]
 _SLACK = 8  # tokens a part may grow by, beside half of its length
 _DECIDED = (
     "mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "constraint", "max_tokens",
-    "start", "start_noise",
+    "start", "start_noise", "top_k", "top_p",
 )  # fmt: skip
 
 
@@ -66,9 +77,8 @@ class EditReply:
 
     def diff(self, name: str = "text") -> str:
         """A unified diff; empty where nothing changed."""
-        lines = difflib.unified_diff(
-            self.old.splitlines(keepends=True), self.text.splitlines(keepends=True), f"a/{name}", f"b/{name}"
-        )
+        old, new = split_lines(self.old), split_lines(self.text)
+        lines = difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
@@ -108,13 +118,15 @@ def edit(
     """
     started = time.perf_counter()
     _check(strength, max_changes, params)
+    check_candidates(num_candidates)
     wanted = checked_spans(text, spans)
     progress = _Progress(opening=[], changes_left=max_changes)
     if wanted and (strength > 0 or instruction) and max_changes != 0:
         tokenizer = require_pieces(engine)
-        common = engine.defaults.changed(**params, start_noise=float(strength))
+        common = engine.defaults.changed(**params, mode="diffusion", start_noise=float(strength))
         progress.opening = _opening(engine, tokenizer, instruction, text)
         canvas = common.canvas_length or engine.model.config.canvas_length
+        _check_length(engine, tokenizer, progress.opening, text[: wanted[-1][1]], canvas)
         for group in _windows(tokenizer, text, wanted, canvas):
             _edit_window(engine, tokenizer, text, group, common, num_candidates, progress)
     else:
@@ -159,7 +171,7 @@ def checked_spans(text: str, spans: Sequence[Span] | None) -> list[Span]:
 def _opening(engine: "Engine", tokenizer: Tokenizer, instruction: str, text: str) -> list[int]:
     """Tokens before the edited text: a user turn with what is asked and the old text, or only a begin token."""
     if not instruction:
-        ids = tokenizer.encode("")
+        ids = opening(tokenizer)
     elif engine.template is None:
         raise UnsupportedError(f"an instruction needs a chat template, which model {engine.name!r} lacks; leave it out")
     else:
@@ -169,33 +181,50 @@ def _opening(engine: "Engine", tokenizer: Tokenizer, instruction: str, text: str
     return ids
 
 
+def _check_length(engine: "Engine", tokenizer: Tokenizer, before: list[int], text: str, canvas: int) -> None:
+    """Raises RequestError before any work where the last part to edit lies beyond the context."""
+    room = engine.max_context - len(before) - canvas
+    _, is_all = first_tokens(tokenizer, text, max(0, room))
+    if room < 0 or not is_all:
+        raise RequestError(
+            f"the text to edit does not fit the context of {engine.max_context} tokens, of which {len(before)} stand "
+            f"before it and {canvas} are the canvas; edit a part of it"
+        )
+
+
 def _windows(tokenizer: Tokenizer, text: str, spans: Sequence[Span], canvas: int) -> Iterator[list[Span]]:
     """The parts in groups that one window takes; a part too long for a window is cut, at line ends where it can be."""
     pieces = [piece for span in spans for piece in _pieces(tokenizer, text, span, max(1, canvas // 2))]
     group: list[Span] = []
     for piece in pieces:
-        reach = text[group[0][0] : piece[1]] if group else ""
-        # Two pieces that touch have nothing fixed between them to tell them apart.
-        if group and (group[-1][1] == piece[0] or _num_tokens(tokenizer, reach) > canvas * 3 // 4):
+        if group and not _go_together(tokenizer, text, group, piece, canvas):
             yield group
             group = []
         group.append(piece)
     yield group
 
 
+def _go_together(tokenizer: Tokenizer, text: str, group: Sequence[Span], piece: Span, canvas: int) -> bool:
+    """Whether a window has room for one more part, and what lies between tells where the part before it ends."""
+    old, between = text[slice(*group[-1])], text[group[-1][1] : piece[0]]
+    if not between or (old + between).find(between) != len(old):
+        return False
+    _, is_all = first_tokens(tokenizer, text[group[0][0] : piece[1]], canvas * 3 // 4)
+    return is_all
+
+
 def _pieces(tokenizer: Tokenizer, text: str, span: Span, most: int) -> Iterator[Span]:
     start, stop = span
-    while _num_tokens(tokenizer, text[start:stop]) > most:
-        size = max(1, (stop - start) * most // _num_tokens(tokenizer, text[start:stop]))
+    while True:
+        ids, is_all = first_tokens(tokenizer, text[start:stop], most)
+        if is_all:
+            yield (start, stop)
+            return
+        size = max(1, len(text_of(tokenizer, ids, text[start:stop])))
         line_end = text.rfind("\n", start, start + size) + 1
         cut = line_end if line_end > start else start + size
         yield (start, cut)
         start = cut
-    yield (start, stop)
-
-
-def _num_tokens(tokenizer: Tokenizer, text: str) -> int:
-    return len(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _edit_window(
@@ -205,7 +234,7 @@ def _edit_window(
     """Write one window's parts. Mutates progress."""
     progress.done += text[progress.place : group[0][0]]
     progress.place = group[-1][1]
-    ids, before = behind(tokenizer, progress.done, add_special_tokens=False)
+    ids, before = behind(tokenizer, progress.done)
     old = tuple(text[start:stop] for start, stop in group)
     between = tuple(text[stop:start] for (_, stop), (start, _) in pairwise(group))
     window = Window(
@@ -213,21 +242,21 @@ def _edit_window(
         before=before,
         fixed=("", *between, text[progress.place :]),
         start=old,
-        gap_tokens=sum(_grown(_num_tokens(tokenizer, part)) for part in old),
+        gap_tokens=sum(_grown(len(tokenizer.encode_plain(part))) for part in old),
     )
-    write = rewrite if progress.changes_left is None else partial(substitute, max_changes=progress.changes_left)
-    found = write(engine, window, common, num_candidates=num_candidates)
-    progress.num_denoise_steps += sum(one.reply.stats.num_denoise_steps for one in found)
-    best = found[0]
-    if progress.changes_left is not None:
-        progress.changes_left -= best.num_changes
-    for number, ((start, stop), new) in enumerate(zip(group, best.gaps, strict=True)):
-        given = tokenizer.encode(progress.done, add_special_tokens=False)
-        sure = _confidence(engine, tokenizer, [*progress.opening, *given], new, common.adapter)
+    left = progress.changes_left
+    if left == 0:
+        found = [Rewriting(gaps=old, score=0.0, num_denoise_steps=0)]
+    elif left is None:
+        found = rewrite(engine, window, common, num_candidates=num_candidates)
+    else:
+        found = substitute(engine, window, common, max_changes=left, num_candidates=num_candidates)
+        progress.changes_left = left - found[0].num_changes
+    progress.num_denoise_steps += sum(one.num_denoise_steps for one in found)
+    for number, ((start, stop), new) in enumerate(zip(group, found[0].gaps, strict=True)):
         same = new == text[start:stop]
-        progress.pieces.append(
-            EditedSpan(start=start, stop=stop, old=text[start:stop], new=new, confidence=1.0 if same else sure)
-        )
+        sure = 1.0 if same else _confidence(engine, tokenizer, progress, new, common.adapter)
+        progress.pieces.append(EditedSpan(start=start, stop=stop, old=text[start:stop], new=new, confidence=sure))
         progress.done += new + (between[number] if number < len(between) else "")
 
 
@@ -248,9 +277,11 @@ def _grown(num_tokens: int) -> int:
     return num_tokens + num_tokens // 2 + _SLACK
 
 
-def _confidence(engine: "Engine", tokenizer: Tokenizer, given: list[int], new: str, adapter: str | None) -> float:
-    """Mean causal probability of a part's tokens; 1 where it is empty."""
-    ids = tokenizer.encode(new, add_special_tokens=False)
+def _confidence(engine: "Engine", tokenizer: Tokenizer, progress: _Progress, new: str, adapter: str | None) -> float:
+    """Mean causal probability of a part's tokens behind the text so far; 1 where it is empty."""
+    ids = tokenizer.encode_plain(new)
     if not ids:
         return 1.0
-    return sum(map(math.exp, engine.score(given, ids, adapter=adapter))) / len(ids)
+    given = [*progress.opening, *tokenizer.encode_plain(progress.done)]
+    ids = ids[: max(0, engine.max_context - len(given))]
+    return sum(map(math.exp, engine.score(given, ids, adapter=adapter))) / len(ids) if ids else 0.0

@@ -413,7 +413,8 @@ class Engine:
             raise RequestError("score needs at least one prompt token and one completion token")
         ids = prompt_ids + completion_ids
         self._intake.check_room(len(ids))
-        cache = self.prefix.longest(ids, len(prompt_ids) - 1, under.number)
+        with self._lock:
+            cache = self.prefix.longest(ids, len(prompt_ids) - 1, under.number)
         scores = causal_logprobs(
             self._runner, self._lock, ids, len(prompt_ids), self.config.prefill_chunk, under.adapter, cache
         )

@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from presswork.engine.rewrite import Window, behind, require_pieces, rewrite
+from presswork.engine.rewrite import Window, behind, check_candidates, opening, require_pieces, rewrite
 from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
 
 if TYPE_CHECKING:
     from presswork.engine.engine import Engine
 
-_DECIDED = ("mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "start", "constraint")
+_DECIDED = (
+    "mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "start", "constraint", "top_k",
+    "top_p",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +78,11 @@ def fill_gaps(
         raise RequestError(f"give the texts around the gaps, at least two, got {fixed!r}")
     if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
         raise RequestError(f"max_tokens must be an integer of at least 1, got {max_tokens!r}")
-    if type(num_candidates) is not int or num_candidates < 1:
-        raise RequestError(f"num_candidates must be an integer of at least 1, got {num_candidates!r}")
+    check_candidates(num_candidates)
     tokenizer = require_pieces(engine)
-    common = engine.defaults.changed(**params)
-    prompt, before = behind(tokenizer, texts[0])
+    common = engine.defaults.changed(**params, mode="diffusion")
+    ids, before = behind(tokenizer, texts[0])
+    prompt = [*opening(tokenizer), *ids]
     if not prompt:
         raise RequestError("the first text is empty, and this model's tokenizer has no begin token to start from")
     canvas = common.canvas_length or engine.model.config.canvas_length
@@ -92,8 +95,7 @@ def fill_gaps(
     )
     found = rewrite(engine, window, common, gap=gap, num_candidates=num_candidates)
     candidates = [
-        GapsCandidate(texts=one.gaps, score=one.score, num_denoise_steps=one.reply.stats.num_denoise_steps)
-        for one in found
+        GapsCandidate(texts=one.gaps, score=one.score, num_denoise_steps=one.num_denoise_steps) for one in found
     ]
     return GapsReply(
         fixed=texts, texts=candidates[0].texts, candidates=candidates, wall_s=time.perf_counter() - started

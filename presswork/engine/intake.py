@@ -31,7 +31,7 @@ class Intake:
         pad = generation_config.get("pad_token_id")
         self._pad_id = pad if isinstance(pad, int) and 0 <= pad < config.vocab_size else None
         folder = None if constraint_folder is None else constraint_folder.expanduser()
-        self._constraints = ConstraintTable(tokenizer, config.vocab_size, name, folder)
+        self._constraints = ConstraintTable(tokenizer, config.vocab_size, name, folder, self.end_ids)
 
     def request(
         self, prompt_ids: Sequence[int], params: SamplingParams, wants_drafts: bool, banned: Mapping[int, Tensor]

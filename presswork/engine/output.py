@@ -24,7 +24,9 @@ class OutputText:
 
     def __init__(self, tokenizer: Tokenizer | None, params: SamplingParams, end_ids: frozenset[int], max_tokens: int):
         self._params, self._end_ids, self._max_tokens = params, end_ids, max_tokens
-        self._decoder = None if tokenizer is None else IncrementalDecoder(tokenizer)
+        # A constraint is about every byte, a leading space too, which some tokenizers drop from a text's beginning.
+        is_exact = params.constraint is not None
+        self._decoder = None if tokenizer is None else IncrementalDecoder(tokenizer, is_continuation=is_exact)
         self._scanner = StopScanner(params.stop) if params.stop else None
         self.token_ids: list[int] = []
 

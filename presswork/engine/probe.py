@@ -82,7 +82,8 @@ def prefilled(
 ) -> Iterator[tuple[SequenceCache, Float[Tensor, "1 D"]]]:
     """A prompt's keys and values, which later requests find in the prefix cache, and its last hidden row."""
     chunk = engine.config.prefill_chunk
-    cache = engine.prefix.longest(prompt, len(prompt) - 1, under.number) or SequenceCache(engine.model.config)
+    with engine._lock:
+        cache = engine.prefix.longest(prompt, len(prompt) - 1, under.number) or SequenceCache(engine.model.config)
     hidden = torch.empty(0)
     try:
         while cache.length < len(prompt):

@@ -34,7 +34,10 @@ def read_questions(given: Mapping[str, Any]) -> dict[str, Question]:
     """Questions as they come from outside: {name: {type, instructions, criteria}}. Raises RequestError."""
     if not isinstance(given, Mapping) or not given:
         raise RequestError(f"questions must map names to questions, at least one, got {given!r}")
-    return {str(name): _read_question(str(name), one) for name, one in given.items()}
+    unnamed = [name for name in given if not isinstance(name, str)]
+    if unnamed:
+        raise RequestError(f"questions must be named by texts, got {unnamed[0]!r}")
+    return {name: _read_question(name, one) for name, one in given.items()}
 
 
 def _read_question(name: str, given: object) -> Question:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from presswork.engine.events import Reply
 from presswork.engine.params import SamplingParams
-from presswork.engine.ranking import seed_of
+from presswork.engine.ranking import MAX_BEST_OF, seed_of
 from presswork.errors import RequestError, UnsupportedError
 from presswork.grammar.few_changes import FewChanges
 from presswork.grammar.languages import TextLanguage
-from presswork.grammar.segments import Segments
+from presswork.grammar.segments import ANCHOR, Segments, anchor_length
 from presswork.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -55,12 +55,13 @@ class Rewriting:
 
     Args:
         score: causal log-probability of the window's text, in nats.
+        num_denoise_steps: over its canvases.
         num_changes: tokens that are not those it started from, where they are counted.
     """
 
     gaps: tuple[str, ...]
     score: float
-    reply: Reply
+    num_denoise_steps: int
     num_changes: int = 0
 
 
@@ -73,16 +74,22 @@ class _Layout:
     canvas_length: int
 
 
-def behind(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) -> tuple[list[int], str]:
+def opening(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before a text, such as a begin token, without what it puts behind one."""
+    marked, plain = tokenizer.encode("a"), tokenizer.encode_plain("a")
+    size = len(plain)
+    place = next((i for i in range(len(marked) - size + 1) if marked[i : i + size] == plain), 0)
+    return marked[:place]
+
+
+def behind(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
     """(tokens of a text without its last, that one's text); pure.
 
     The text of a token that is cut would fix how what follows is spelt; so it is written again, with whatever follows.
     Tokens that hold part of a character go with it.
     """
-    ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    data = text.encode()
-    given = b""
-    for count in range(1, min(_MAX_UTF8, len(ids) - 1) + 1):
+    ids, data, given = tokenizer.encode_plain(text), text.encode(), b""
+    for count in range(1, min(_MAX_UTF8, len(ids)) + 1):
         given = tokenizer.all_token_bytes[ids[-count]] + given
         if not given or not data.endswith(given):
             break
@@ -93,74 +100,99 @@ def behind(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True) 
     return ids, ""
 
 
+def check_candidates(num_candidates: object) -> None:
+    """Raises RequestError for what is no number of candidates."""
+    if type(num_candidates) is not int or not 1 <= num_candidates <= MAX_BEST_OF:
+        raise RequestError(f"num_candidates must be an integer in 1..{MAX_BEST_OF}, got {num_candidates!r}")
+
+
 def rewrite(
     engine: "Engine", window: Window, common: SamplingParams, *, gap: TextLanguage | None = None, num_candidates: int
 ) -> list[Rewriting]:
     """Write a window's gaps; the likeliest candidate first, of equal ones the first.
 
+    An old text that the end of its gap cannot be told from is written token for token instead (`substitute`).
+
     Raises: RequestError where the fixed parts leave no room; ConstraintError.
     """
     tokenizer = require_pieces(engine)
     layout = _lay_out(engine, tokenizer, window, common, gap)
+    if layout is None:
+        return substitute(engine, window, common, max_changes=None, num_candidates=num_candidates)
     common = common.changed(
-        constraint=layout.language, max_tokens=layout.max_tokens, canvas_length=layout.canvas_length, mode="diffusion"
+        constraint=layout.language, max_tokens=layout.max_tokens, canvas_length=layout.canvas_length
     )
     if window.start is not None:
         common = common.changed(start=_start(tokenizer, window, layout, engine.model.config.eos_token_id))
-    prompts = [window.prompt] * num_candidates
-    tries = [common.changed(seed=seed_of(common.seed, i)) for i in range(num_candidates)]
     found = []
-    for reply in engine._replies(prompts, tries):
+    for reply in _write(engine, window, common, num_candidates):
         written = b"".join(tokenizer.all_token_bytes[i] for i in reply.token_ids if i < tokenizer.vocab_size)
         gaps = tuple(part.decode() for part in layout.language.gaps_of(written))
         score = _score(engine, tokenizer, window, gaps, common.adapter) if num_candidates > 1 else 0.0
-        found.append(Rewriting(gaps=gaps, score=score, reply=reply))
-    found.sort(key=lambda one: -one.score)
-    return found
+        found.append(Rewriting(gaps=gaps, score=score, num_denoise_steps=reply.stats.num_denoise_steps))
+    return sorted(found, key=lambda one: -one.score)
 
 
 def substitute(
-    engine: "Engine", window: Window, common: SamplingParams, *, max_changes: int, num_candidates: int
+    engine: "Engine", window: Window, common: SamplingParams, *, max_changes: int | None, num_candidates: int
 ) -> list[Rewriting]:
     """Write a window's gaps anew with at most so many of their tokens replaced, one token for one.
 
     Tokens that lie across a gap's border stay. The likeliest candidate comes first.
+
+    Raises: UnsupportedError where tokens do not spell the text byte for byte.
     """
-    tokenizer = require_pieces(engine)
+    tokenizer, known = require_pieces(engine), require_pieces(engine).all_token_bytes
     assert window.start is not None
     parts = [window.before + window.fixed[0]]
     borders = [len(parts[0].encode())]
-    for old, text in zip(window.start, window.fixed[1:], strict=True):
+    for old, text in zip(window.start, window.fixed[1:-1], strict=False):
         borders += [borders[-1] + len(old.encode()), borders[-1] + len(old.encode()) + len(text.encode())]
         parts += [old, text]
-    ids = tokenizer.encode("".join(parts), add_special_tokens=False)
-    known = tokenizer.all_token_bytes
+    borders.append(borders[-1] + len(window.start[-1].encode()))
+    gap_ranges = list(zip(borders[0::2], borders[1::2], strict=True))
+    canvas = common.canvas_length or engine.model.config.canvas_length
+    text = "".join([*parts, window.start[-1]])
+    after, is_all = first_tokens(tokenizer, window.fixed[-1], canvas)
+    ids = tokenizer.encode_plain(text + text_of(tokenizer, after, window.fixed[-1]))
     starts = [0, *accumulate(len(known[i]) for i in ids)]
-    gap_ranges = list(zip(borders[0::2], borders[1::2], strict=False))
+    if b"".join(known[i] for i in ids)[: borders[-1]] != text.encode():
+        raise UnsupportedError(
+            "this model's tokenizer does not spell the text byte for byte, so single tokens of it cannot be held; "
+            "leave out max_changes"
+        )
     inside = frozenset(
         place
         for place, (start, stop) in enumerate(pairwise(starts))
         if any(first <= start and stop <= last for first, last in gap_ranges)
     )
-    canvas = common.canvas_length or engine.model.config.canvas_length
-    reach = 1 + max(inside, default=-1)
-    total = min(len(ids), max(canvas, -(-(reach + canvas // 4) // canvas) * canvas))
-    whole = total == len(ids)
-    language = FewChanges(tuple(ids[:total]), inside, max_changes, ends=whole)
-    num = total + whole  # and the end token
+    if not inside:
+        return [Rewriting(gaps=window.start, score=0.0, num_denoise_steps=0)]
+    total = min(len(ids), -(-(1 + max(inside) + canvas // 4) // canvas) * canvas)
+    ends = is_all and total == len(ids)
+    room = engine.max_context - len(window.prompt)
+    if total + ends > room:
+        raise _no_room(total + ends, room, engine.max_context)
+    limit = len(inside) if max_changes is None else max_changes
+    language = FewChanges(tuple(ids[:total]), inside, limit, ends=ends)
+    num = total + ends  # and the end token
     common = common.changed(
-        constraint=language, max_tokens=num, canvas_length=min(canvas, num), start=tuple(ids[:total]), mode="diffusion"
+        constraint=language, max_tokens=num, canvas_length=min(canvas, num), start=tuple(ids[:total])
     )
-    tries = [common.changed(seed=seed_of(common.seed, i)) for i in range(num_candidates)]
     found = []
-    for reply in engine._replies([window.prompt] * num_candidates, tries):
+    for reply in _write(engine, window, common, num_candidates):
         written = reply.token_ids[:total]
         gaps = tuple(_part(known, ids, written, starts, inside, first, last).decode() for first, last in gap_ranges)
         changed = sum(a != b for a, b in zip(written, ids, strict=False))
         score = _score(engine, tokenizer, window, gaps, common.adapter) if num_candidates > 1 else 0.0
-        found.append(Rewriting(gaps=gaps, score=score, reply=reply, num_changes=changed))
-    found.sort(key=lambda one: -one.score)
-    return found
+        steps = reply.stats.num_denoise_steps
+        found.append(Rewriting(gaps=gaps, score=score, num_denoise_steps=steps, num_changes=changed))
+    return sorted(found, key=lambda one: -one.score)
+
+
+def _write(engine: "Engine", window: Window, common: SamplingParams, num_candidates: int) -> list[Reply]:
+    tries = [common.changed(seed=seed_of(common.seed, i)) for i in range(num_candidates)]
+    return engine._replies([window.prompt] * num_candidates, tries)
 
 
 def _part(
@@ -186,40 +218,76 @@ def require_pieces(engine: "Engine") -> Tokenizer:
 
 def _lay_out(
     engine: "Engine", tokenizer: Tokenizer, window: Window, common: SamplingParams, gap: TextLanguage | None
-) -> _Layout:
-    """The text to its end where that fits behind the gaps, else as much of it as fills a canvas."""
+) -> _Layout | None:
+    """The text to its end where a canvas hardly reaches past it, else as much of it as fills whole canvases.
+
+    None where an old text cannot be told from what follows it.
+    """
     fixed = (window.before + window.fixed[0], *window.fixed[1:])
-    inner = sum(len(tokenizer.encode(part, add_special_tokens=False)) for part in fixed[:-1])
-    after = tokenizer.encode(fixed[-1], add_special_tokens=False)
+    inner = sum(len(tokenizer.encode_plain(part)) for part in fixed[:-1])
     known = common.canvas_length or engine.model.config.canvas_length
     room = engine.max_context - len(window.prompt)
     # Whole canvases for the gaps and what stands between them, the last of which shows what follows.
     needed = inner + window.gap_tokens
     total = -(-(needed + max(1, known // 4)) // known) * known
+    after, is_all = first_tokens(tokenizer, fixed[-1], total)
     # With less behind the gaps than that, a short gap could not fill the canvases.
-    is_open = inner + len(after) >= total
+    is_open = not is_all or inner + len(after) >= total
     total = total if is_open else needed + len(after) + 1
     if total > room:
         raise _no_room(total, room, engine.max_context)
-    if not is_open:
-        return _Layout(language=Segments(fixed, gap), max_tokens=total, canvas_length=min(known, total))
-    seen = after[:total]
-    last = _text_of(tokenizer, seen, fixed[-1])
-    least = _text_of(tokenizer, after[: max(1, min(len(seen), known // 4))], fixed[-1])
-    language = Segments((*fixed[:-1], last), gap, shown=max(1, len(least.encode())))
+    last = text_of(tokenizer, after, fixed[-1]) if is_open else fixed[-1]
+    anchors = None if window.start is None else _anchors(window.start, (*fixed[:-1], last), is_open=is_open)
+    if window.start is not None and anchors is None:
+        return None
+    shown = None
+    if is_open:
+        least = max(1, min(len(after), known // 4))
+        while not text_of(tokenizer, after[:least], last) and least < len(after):
+            least += 1
+        shown = len(text_of(tokenizer, after[:least], last).encode())
+        if anchors is not None:
+            shown = max(shown, len(last[: anchors[-1]].encode()))
+    language = Segments((*fixed[:-1], last), gap, shown=shown, anchors=anchors)
     return _Layout(language=language, max_tokens=total, canvas_length=min(known, total))
 
 
-def _text_of(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> str:
+def _anchors(start: Sequence[str], fixed: Sequence[str], *, is_open: bool) -> tuple[int, ...] | None:
+    """How much of each part ends the gap before it, so that each gap can hold what it held; None where none does."""
+    found = []
+    for number, (old, part) in enumerate(zip(start, fixed[1:], strict=True), start=1):
+        size = anchor_length(old, part)
+        if number == len(fixed) - 1 and not is_open and (size is None or len(part) <= ANCHOR):
+            size = 0
+        if size is None or (size == 0 and (number < len(fixed) - 1 or is_open)):
+            return None
+        found.append(size)
+    return tuple(found)
+
+
+def first_tokens(tokenizer: Tokenizer, text: str, count: int) -> tuple[list[int], bool]:
+    """(the first tokens of a text, at most so many, whether those are all); looks no further than it must."""
+    size = 8 * count + 64
+    while True:
+        ids = tokenizer.encode_plain(text[:size])
+        if size >= len(text):
+            return ids[:count], len(ids) <= count
+        # The last few tokens before a cut are not those of the whole text.
+        if len(ids) >= count + 8:
+            return ids[:count], False
+        size *= 2
+
+
+def text_of(tokenizer: Tokenizer, ids: Sequence[int], text: str) -> str:
     """The beginning of a text that its first tokens spell, to a whole character."""
     size = sum(len(tokenizer.all_token_bytes[i]) for i in ids)
-    return text.encode()[:size].decode(errors="ignore")
+    return text[:size].encode()[:size].decode(errors="ignore")
 
 
 def _no_room(total: int, room: int, context: int) -> RequestError:
     return RequestError(
         f"the gaps and what must stand around them take {total} tokens, but {room} of the context of {context} are "
-        "left; shorten the text or max_tokens"
+        "left; take a part of the text, or smaller gaps"
     )
 
 
@@ -229,18 +297,18 @@ def _start(tokenizer: Tokenizer, window: Window, layout: _Layout, end: int) -> t
     parts = [layout.language.fixed[0]]
     for old, text in zip(window.start, layout.language.fixed[1:], strict=True):
         parts += [old, text]
-    ids = tokenizer.encode("".join(parts), add_special_tokens=False)[: layout.max_tokens]
+    ids = tokenizer.encode_plain("".join(parts))[: layout.max_tokens]
     return (*ids, *[end] * (0 if layout.language.is_open else layout.max_tokens - len(ids)))
 
 
 def _score(engine: "Engine", tokenizer: Tokenizer, window: Window, gaps: Sequence[str], adapter: str | None) -> float:
     """Causal log-probability of a window's text and the beginning of what follows, given the prompt."""
-    after = tokenizer.encode(window.fixed[-1], add_special_tokens=False)[:_SCORED_TOKENS]
+    after, is_all = first_tokens(tokenizer, window.fixed[-1], _SCORED_TOKENS)
     text = window.before + window.fixed[0]
     for number, written in enumerate(gaps, start=1):
         last = number == len(gaps)
-        text += written + (_text_of(tokenizer, after, window.fixed[-1]) if last else window.fixed[number])
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if len(after) < _SCORED_TOKENS:
+        text += written + (text_of(tokenizer, after, window.fixed[-1]) if last else window.fixed[number])
+    ids = tokenizer.encode_plain(text)
+    if is_all:
         ids = [*ids, engine.model.config.eos_token_id]
     return sum(engine.score(window.prompt, ids[: engine.max_context - len(window.prompt)], adapter=adapter))

@@ -16,7 +16,7 @@ from presswork.grammar.languages import Language
 from presswork.grammar.token_automaton import TokenAutomaton
 from presswork.grammar.vocabulary import Vocabulary
 
-_MAX_STATES = 200_000
+_MAX_STATES = 20_000  # some 100 MB a step over a canvas of 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,9 @@ class FewChanges(Language):
         if special:
             raise ConstraintError(f"token {special[0]} is no text and cannot be part of what is edited")
         places = {place for place in self.open_places if is_text(known[self.token_ids[place]])}
-        num, changes = len(self.token_ids), min(self.max_changes, len(places))
+        # What is never too much need not be counted.
+        changes = self.max_changes if self.max_changes < len(places) else 0
+        num, is_counted = len(self.token_ids), self.max_changes < len(places)
         if (num + 1) * (changes + 1) > _MAX_STATES:
             raise ConstraintError(f"{num} tokens with {changes} changes are too many at once; lower max_changes")
         distinct = sorted(set(self.token_ids))
@@ -70,8 +72,8 @@ class FewChanges(Language):
             for changed in range(changes + 1):
                 state = i * (changes + 1) + changed
                 edges.append((state, place[token], state + changes + 1))
-                if i in places and changed < changes and len(members[len(distinct) + place[token]]):
-                    edges.append((state, len(distinct) + place[token], state + changes + 2))
+                if i in places and (changed < changes or not is_counted) and len(members[len(distinct) + place[token]]):
+                    edges.append((state, len(distinct) + place[token], state + changes + 1 + is_counted))
         return _automaton(class_of, num_classes, members, edges, num, changes)
 
     def _classes(self, vocabulary: Vocabulary, distinct: list[int]) -> tuple[np.ndarray, int]:

@@ -14,12 +14,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from presswork.errors import ConstraintError
+from presswork.grammar import _lift_kernels as kernels
 from presswork.grammar.byte_automaton import ByteAutomaton, compile_expression
 from presswork.grammar.expression import Expression, intersection, literal, repeat, sequence, without
 from presswork.grammar.languages import TextLanguage
 from presswork.grammar.regex import ANY_CHARACTER, ANY_TEXT
 
 ANCHOR = 48
+_MAX_ANCHOR = 400
+
+
+def anchor_length(old: str, part: str) -> int | None:
+    """How much of a part ends the gap before it, so that the gap can hold `old`; None where no beginning of it tells.
+
+    A beginning tells if it first occurs behind the old text.
+    """
+    size = min(len(part), ANCHOR)
+    while True:
+        if (old + part[:size]).find(part[:size]) == len(old):
+            return size
+        if size >= min(len(part), _MAX_ANCHOR):
+            return None
+        size = min(2 * size, len(part), _MAX_ANCHOR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +47,27 @@ class Segments(TextLanguage):
         gap: what each gap holds; None allows any text.
         shown: None: the text ends with its last part. A number of bytes: the text goes on behind the gap with the last
             part, of which at least so many bytes (of whole characters) have to be there; where it stops is left open.
+        anchors: characters of each part but the first that end the gap before it; 0 for a last part leaves that to
+            the end of the text. None: at most ANCHOR, and 0 for a last part no longer than that.
     """
 
     fixed: tuple[str, ...]
     gap: TextLanguage | None = None
     shown: int | None = None
+    anchors: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.fixed) < 2:
             raise ConstraintError(f"a gap lies between two texts, got {len(self.fixed)}")
         if not all(self.fixed[1:-1]):
             raise ConstraintError("the text between two gaps must not be empty; join the gaps")
+        if self.shown is not None and not self._shown_text():
+            raise ConstraintError(f"at least one character must follow a gap, got {self.shown} bytes of the last text")
 
     @property
     def key(self) -> str:
         inner = None if self.gap is None else self.gap.key
-        digest = hashlib.sha256(json.dumps([self.fixed, inner, self.shown]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([self.fixed, inner, self.shown, self.anchors]).encode()).hexdigest()
         return f"segments {digest}"
 
     @property
@@ -77,12 +98,15 @@ class Segments(TextLanguage):
 
     def _anchor(self, number: int) -> str:
         """The beginning of a fixed part that ends the gap before it; "" where the end of the text does."""
-        text = self.fixed[number]
-        if number < len(self.fixed) - 1 or (self.shown is None and len(text) > ANCHOR):
-            return text[:ANCHOR]
-        if self.shown is None:
-            return ""
-        return text.encode()[: self.shown].decode(errors="ignore")[:ANCHOR]
+        text, is_last = self.fixed[number], number == len(self.fixed) - 1
+        if self.anchors is not None:
+            return text[: self.anchors[number - 1]]
+        if is_last and self.shown is None:
+            return "" if len(text) <= ANCHOR else text[:ANCHOR]
+        return (self._shown_text() if is_last else text)[:ANCHOR]
+
+    def _shown_text(self) -> str:
+        return self.fixed[-1].encode()[: self.shown].decode(errors="ignore")
 
     def _inner(self) -> Expression:
         return ANY_TEXT if self.gap is None else self.gap.expression()
@@ -106,10 +130,8 @@ class Segments(TextLanguage):
 
 def _steps_to_end(automaton: ByteAutomaton) -> np.ndarray:
     """Fewest bytes from each state to an accepting one."""
-    steps = np.where(automaton.accepts, 0, np.iinfo(np.int64).max - 1)
-    while True:
-        reached = np.where(automaton.next >= 0, steps[automaton.next], np.iinfo(np.int64).max - 1)
-        better = np.minimum(steps, reached.min(axis=1) + 1)
-        if (better == steps).all():
-            return steps
-        steps = better
+    sources, symbols = np.nonzero(automaton.next >= 0)
+    num = automaton.num_states
+    pairs = np.unique(sources * num + automaton.next[sources, symbols])
+    starts = np.concatenate([[0], np.cumsum(np.bincount(pairs // num, minlength=num))])
+    return kernels.fewest_steps(starts, pairs % num, automaton.accepts)

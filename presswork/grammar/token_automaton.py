@@ -85,7 +85,7 @@ def lift(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAutomaton:
     sources, classes, targets = _piece_edges(automaton, [vocabulary.pieces[i] for i in used[first]])
     # np.unique sorted the classes, the trie sorts pieces: back to the order of classes.
     for number, name in enumerate(automaton.marks):
-        token = vocabulary.mark_id(name)
+        token = vocabulary.marks.get(name)
         if token is None or token >= len(class_of):
             raise ConstraintError(f"the constraint needs the special token {name!r}, which this model does not have")
         class_of[token] = len(distinct) + number

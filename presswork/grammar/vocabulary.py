@@ -1,7 +1,8 @@
 """The bytes of a tokenizer's tokens, arranged as a trie: what every language is lifted over. V vocabulary, P pieces."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -27,11 +28,11 @@ class Vocabulary:
 
     Args:
         token_bytes: of each token id in the middle of a text; b"" for ids that are no text, which no language uses.
-        mark_id: the id of a special token by its name, None where there is none.
+        marks: ids of special tokens by name.
     """
 
-    def __init__(self, token_bytes: Sequence[bytes], mark_id: Callable[[str], int | None]):
-        self.token_bytes, self.mark_id = token_bytes, mark_id
+    def __init__(self, token_bytes: Sequence[bytes], marks: Mapping[str, int]):
+        self.token_bytes, self.marks = token_bytes, marks
 
     @cached_property
     def pieces(self) -> list[bytes]:
@@ -50,6 +51,7 @@ class Vocabulary:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A name for these bytes in this order; marks are part of a language's own name."""
+        """A name for these tokens in this order."""
         lengths = np.array([len(text) for text in self.token_bytes], np.int32)
-        return hashlib.sha256(lengths.tobytes() + b"".join(self.token_bytes)).hexdigest()
+        marks = json.dumps(sorted(self.marks.items())).encode()
+        return hashlib.sha256(marks + b"\0" + lengths.tobytes() + b"".join(self.token_bytes)).hexdigest()

@@ -16,11 +16,14 @@ class IncrementalDecoder:
     decoder is "whole", everything. Work is linear in the number of ids: nothing already given out is decoded again.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True):
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, is_continuation: bool = False):
+        """Args: is_continuation: the text follows another, so a leading space stays, as in `decode_continuation`."""
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         kinds = {"byte_level": _ByteText, "piecewise": _PieceText, "whole": _WholeText}
         self._text: _ByteText | _PieceText | _WholeText = kinds[tokenizer.decoder_kind](tokenizer)
+        if is_continuation and isinstance(self._text, _PieceText):
+            self._text.skip_head()
 
     def push(self, ids: Iterable[int]) -> str:
         """Take more ids; returns the text that became final (often one push behind, '' when nothing did)."""
@@ -67,6 +70,10 @@ class _PieceText:
     def flush(self) -> str:
         ready, self._run = self._run, []
         return self._read(ready)
+
+    def skip_head(self) -> None:
+        """Read the first ids as if text stood before them. Mutates self; call before any push."""
+        self._head = None
 
     def _read(self, ids: list[int]) -> str:
         if self._head is None:

@@ -109,6 +109,16 @@ class Tokenizer:
             ) from error
         return self._library.encode(text, add_special_tokens=add_special_tokens).ids
 
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        copy = tokenizers.Tokenizer.from_str(self._library.to_str())
+        copy.encode_special_tokens = True
+        return copy
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text as it stands: nothing is added, and a special token spelled out in it is mere text."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids as one whole; any integer is accepted, unknown ids give no text."""
         valid = [i for i in map(operator.index, ids) if 0 <= i < _ID_LIMIT]
@@ -146,6 +156,11 @@ class Tokenizer:
     def all_token_bytes(self) -> Sequence[bytes]:
         """`token_bytes` of every id below vocab_size, with b'' for special tokens."""
         return [b"" if i in self.special_ids else self.token_bytes(i) for i in range(self.vocab_size)]
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Ids of the tokens that stand beside the vocabulary, by name."""
+        return {token.content: i for i, token in self._library.get_added_tokens_decoder().items()}
 
     def id_of(self, token: str) -> int | None:
         """The id of a token written as in the vocabulary (`<|turn>`, `▁the`), or None."""

@@ -6,7 +6,9 @@ import re
 
 import jsonschema
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, normalizers
 
 from presswork.diffusion.constraints import conditioned
 from presswork.engine.engine import Engine, EngineConfig
@@ -155,6 +157,53 @@ def test_pins_hold_inside_a_language(engine, tokenizer):
     (letter,) = tokenizer.encode("a", add_special_tokens=False)
     with pytest.raises(RequestError, match="no text of the constraint has the pinned tokens in their places"):
         write(engine, Regex("[0-9]{5}"), pins={2: letter}, max_tokens=8)
+
+
+def test_pins_in_later_canvases_hold_too(engine, tokenizer):
+    (seven,) = tokenizer.encode("7", add_special_tokens=False)
+    (b,) = tokenizer.encode("b", add_special_tokens=False)
+    for seed in range(4):
+        ask = dict(canvas_length=4, max_tokens=12, seed=seed)
+        assert re.fullmatch("[0-9]{6}7[0-9]?", write(engine, Regex("[0-9]{2,8}"), pins={6: seven}, **ask).text)
+        ask = dict(canvas_length=2, max_tokens=12, seed=seed)
+        assert write(engine, Regex("a{6}|b{6}"), pins={5: b}, **ask).text == "bbbbbb"
+
+
+def test_end_tokens_of_the_checkpoint_are_no_text(model, tokenizer):
+    (brace,) = tokenizer.encode("}", add_special_tokens=False)
+    engine = Engine(
+        model, tokenizer=tokenizer, generation_config={"eos_token_id": [EOS_ID, brace]},
+        config=EngineConfig(constraint_folder=None),
+    )  # fmt: skip
+    reply = write(engine, Without(["zzz"]))
+    assert reply.finish_reason == "stop" and "}" not in reply.text
+
+
+def test_special_tokens_of_another_order_are_another_vocabulary(tokenizer, tmp_path, model):
+    made = []
+    for order in ([CALL_OPEN, CALL_CLOSE, QUOTE], [QUOTE, CALL_CLOSE, CALL_OPEN]):
+        library = train_tokenizer([SOURCE] * 4, vocab_size=330)
+        mark_special(library, [*SPECIAL, *order])
+        other = Tokenizer(library, named={"eos_token": "<eos>"})
+        config = EngineConfig(constraint_folder=tmp_path)
+        made.append(Engine(model, tokenizer=other, generation_config={"eos_token_id": [EOS_ID]}, config=config))
+    for engine in made:
+        assert engine.parse_chat(write(engine, ToolCalls(TOOLS))).tool_calls[0].name == "look"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_leading_space_is_text_also_where_tokenizers_drop_it():
+    library = tokenizers.Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(["<eos>", "▁", "a", "▁a"])}, merges=[]))
+    library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    library.add_special_tokens(["<eos>"])
+    config = fixture_config(vocab_size=4, eos_token_id=0)
+    engine = Engine(
+        fixture_model(config), tokenizer=Tokenizer(library), generation_config={"eos_token_id": [0]},
+        config=EngineConfig(constraint_folder=None),
+    )  # fmt: skip
+    for mode in ("diffusion", "ar"):
+        assert engine.generate("a", constraint=Choices([" a"]), max_tokens=6, mode=mode).text == " a"
 
 
 def test_stop_strings_cut_a_kept_text(engine):

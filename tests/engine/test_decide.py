@@ -138,6 +138,7 @@ def test_adapters_decide_otherwise(engine, tmp_path):
     "questions, message",
     [
         ({}, "questions must map names to questions"),
+        ({1: {"type": "noul"}}, "questions must be named by texts, got 1"),
         ({"a": {"type": "guess"}}, "question 'a' must have type 'choice', 'score' or 'noul'"),
         ({"a": {"type": "choice", "criteria": {"x": None}}}, "must map 2 to 52 options"),
         ({"a": {"type": "choice", "criteria": {"x": None, "y": 3}}}, "must map texts to texts or null, got 'y': 3"),

@@ -6,8 +6,9 @@ import pytest
 
 from presswork.engine.edit import EditReply, _windows, checked_spans
 from presswork.engine.engine import Engine, EngineConfig
-from presswork.engine.rewrite import behind
+from presswork.engine.rewrite import behind, opening
 from presswork.errors import RequestError, UnsupportedError
+from presswork.grammar.segments import Segments
 from presswork.tasks.code.tokenizer import EOS_ID, TEMPLATE, train_tokenizer
 from presswork.testing import fixture_config, fixture_model
 from presswork.text.chat import ChatTemplate
@@ -129,6 +130,8 @@ def test_the_likeliest_candidate_is_taken_and_its_confidence_told(engine):
         (dict(spans=[(0, 3), (2, 5)]), "must not overlap or touch"),
         (dict(spans=["ab"]), "spans must be pairs"),
         (dict(stop="x"), "edit decides stop itself"),
+        (dict(top_k=3), "edit decides top_k itself"),
+        (dict(num_candidates=0), r"num_candidates must be an integer in 1\.\.64, got 0"),
         (dict(nonsense=1), "unknown sampling parameter 'nonsense'"),
     ],
 )
@@ -147,4 +150,49 @@ def test_the_token_before_a_part_is_spelt_anew(engine):
     assert tokenizer.decode(ids) + text == "def größe(tot" and text
     ids, text = behind(tokenizer, "a日")
     assert text == "日" and tokenizer.decode(ids) == "a"
-    assert behind(tokenizer, "") == (tokenizer.encode(""), "")
+    assert behind(tokenizer, "") == ([], "")
+    assert opening(tokenizer) == tokenizer.encode("")
+
+
+def test_lines_next_to_each_other_and_repeated_lines_are_told_apart(engine):
+    text = "a = 1\nb = 2\nc = 3\nd = 4\ne = 5\n"
+    spans = [(0, 11), (12, 23)]  # lines 1-2 and 3-4: between them there is a line feed, and in them too
+    assert_kept(edit(engine, text, spans=spans, strength=0.3), text, spans)
+    text = "x = [0, 0]\n" * 8
+    reply = edit(engine, text, spans=[(11, 32)], strength=0.05, temperature=0.0)
+    assert_kept(reply, text, [(11, 32)])
+    language = Segments(("", "x = [0, 0]\n"), anchors=(0,))
+    assert language.automaton().matches(text.encode())
+
+
+def test_a_part_may_be_empty_and_grow(engine):
+    reply = edit(engine, "ab cd", spans=[(2, 2)], strength=1.0)
+    assert_kept(reply, "ab cd", [(2, 2)])
+    assert edit(engine, "", spans=[(0, 0)], max_changes=3).text == ""
+
+
+def test_special_tokens_spelled_in_a_text_are_mere_text(engine):
+    text = "a <eos> b <eos> c"
+    for max_changes in (None, 2):
+        reply = edit(engine, text, spans=[(0, 1)], strength=1.0, max_changes=max_changes)
+        assert_kept(reply, text, [(0, 1)])
+
+
+def test_a_text_beyond_the_context_is_refused_before_any_work(engine, monkeypatch):
+    monkeypatch.setattr(engine, "submit", None)
+    with pytest.raises(RequestError, match=r"does not fit the context of 512 tokens.*edit a part of it"):
+        edit(engine, SOURCE * 40)
+
+
+def test_windows_after_the_last_change_are_left_alone(engine, monkeypatch):
+    calls = []
+    real = engine._replies
+    monkeypatch.setattr(engine, "_replies", lambda *args: calls.append(1) or real(*args))
+    edit(engine, SOURCE * 2, strength=1.0, max_changes=1)
+    assert len(calls) < 3
+
+
+def test_a_diff_is_a_patch_whatever_separators_a_text_has(engine):
+    reply = EditReply(old="a\x0cb\nc\u2028d\r\ne", text="a\x0cb\nC\r\ne", spans=[], num_denoise_steps=0, wall_s=0.0)
+    lines = reply.diff().split("\n")
+    assert lines[3:] == [" a\x0cb", "-c\u2028d\r", "+C\r", " e", "\\ No newline at end of file", ""]

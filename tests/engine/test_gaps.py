@@ -65,7 +65,7 @@ def test_the_likeliest_candidate_is_the_one_the_causal_mode_scores_best(engine):
         (["a"], {}, "give the texts around the gaps, at least two"),
         (["a", "", "b"], {}, "must not be empty; join the gaps"),
         (["a", "b"], dict(max_tokens=0), "max_tokens must be an integer of at least 1"),
-        (["a", "b"], dict(num_candidates=0), "num_candidates must be an integer of at least 1"),
+        (["a", "b"], dict(num_candidates=0), "num_candidates must be an integer in"),
         (["a", "b"], dict(stop="x"), "filling gaps decides stop itself"),
         (["a", "b"], dict(max_tokens=10_000), "of the context of 512 are left"),
     ],
@@ -73,6 +73,22 @@ def test_the_likeliest_candidate_is_the_one_the_causal_mode_scores_best(engine):
 def test_bad_gaps_say_what_is_wrong(engine, fixed, params, message):
     with pytest.raises(RequestError, match=message):
         fill(engine, fixed, **params)
+
+
+def test_what_follows_may_begin_with_a_long_character(engine):
+    reply = fill(engine, ["a b", "😀" * 30], gap=Regex("[a-z]{3}"), canvas_length=8)
+    assert re.fullmatch("[a-z]{3}", reply.texts[0]) and reply.completed.endswith("😀" * 30)
+
+
+def test_special_tokens_spelled_around_a_gap_are_mere_text(engine):
+    for following in ("<eos>" * 50, "<eos>"):
+        reply = fill(engine, ["a <bos> b", following], max_tokens=4)
+        assert reply.completed.startswith("a <bos> b") and reply.completed.endswith(following)
+
+
+def test_an_engine_of_the_other_mode_fills_gaps_too(engine):
+    other = Engine(engine.model, tokenizer=engine.tokenizer, mode="ar", config=EngineConfig(constraint_folder=None))
+    assert fill(other, ["a", "b"], canvas_length=8).completed.startswith("a")
 
 
 def test_gaps_need_a_tokenizer(confident_model):

@@ -9,7 +9,7 @@ import pytest
 from presswork.errors import ConstraintError
 from presswork.grammar.few_changes import FewChanges
 from presswork.grammar.languages import Regex
-from presswork.grammar.segments import Segments
+from presswork.grammar.segments import Segments, anchor_length
 from presswork.grammar.vocabulary import Vocabulary
 
 
@@ -55,7 +55,8 @@ def test_an_open_text_ends_anywhere_in_its_last_part_once_enough_is_shown():
         assert automaton.matches(text.encode()) == wanted, text
     assert language.gaps_of(b"axybc") == [b"xy"]
     assert language.gaps_of(b"axybcb") == [b"xy"]
-    assert Segments(("", "\u00e9a"), shown=1).automaton().matches("xé".encode())  # half a character is none
+    with pytest.raises(ConstraintError, match="at least one character must follow a gap, got 1 bytes"):
+        Segments(("", "\u00e9a"), shown=1)
 
 
 def test_long_parts_are_known_by_their_beginnings(monkeypatch):
@@ -76,6 +77,18 @@ def test_long_parts_are_known_by_their_beginnings(monkeypatch):
             assert automaton.matches(text.encode()) == is_in, text
             if is_in:
                 assert [gap.decode() for gap in language.gaps_of(text.encode())] == gaps
+
+
+def test_an_anchor_is_as_long_as_it_takes_to_tell_the_old_gap_from_what_follows():
+    assert anchor_length("abc", "xyz") == 3
+    assert anchor_length("x" * 60, "x" * 60) is None
+    assert anchor_length("x" * 60, "x" * 60 + "y") == 61
+    old, part = "a" * 50 + "b", "a" * 50 + "c"
+    assert anchor_length(old, part) == 51
+    language = Segments(("", part + "rest"), shown=51, anchors=(51,))
+    assert language.automaton().matches((old + part).encode()) and language.gaps_of((old + part).encode()) == [
+        old.encode()
+    ]
 
 
 def test_long_parts_stay_small():
@@ -99,7 +112,7 @@ def test_keys_tell_segments_apart():
 @pytest.mark.parametrize("ends", [True, False])
 @pytest.mark.parametrize("max_changes", [0, 1, 2, 9])
 def test_few_changes_are_counted(max_changes, ends):
-    words = Vocabulary([b"", b"a", b"b", b"\xc3", b"c"], lambda name: None)
+    words = Vocabulary([b"", b"a", b"b", b"\xc3", b"c"], {})
     given, open_places = (
         (1, 3, 2, 1),
         frozenset({0, 1, 3}),
@@ -119,8 +132,8 @@ def test_few_changes_are_counted(max_changes, ends):
 
 
 def test_what_is_no_text_cannot_be_edited():
-    words = Vocabulary([b"", b"a"], lambda name: None)
+    words = Vocabulary([b"", b"a"], {})
     with pytest.raises(ConstraintError, match="token 0 is no text"):
         FewChanges((1, 0), frozenset({0}), 1).lifted(words)
     with pytest.raises(ConstraintError, match="too many at once; lower max_changes"):
-        FewChanges((1,) * 1000, frozenset(range(1000)), 1000).lifted(words)
+        FewChanges((1,) * 1000, frozenset(range(1000)), 999).lifted(words)

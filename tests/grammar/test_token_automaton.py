@@ -1,5 +1,6 @@
 """Automata over tokens say what the bytes of the tokens say, and come back from disk as they were."""
 
+import dataclasses
 import logging
 import os
 import random
@@ -23,7 +24,7 @@ PIECES = [b"", b"a", b"ab", b"abc", b"b", b"ba", b"bb", b"cab", b"1", b"12", "é
 
 
 def vocabulary(tokens: list[bytes] = PIECES + BYTES, marks: dict[str, int] | None = None) -> Vocabulary:
-    return Vocabulary(tokens, (marks or {}).get)
+    return Vocabulary(tokens, marks or {})
 
 
 def compiled(pattern: str) -> ByteAutomaton:
@@ -124,6 +125,26 @@ def test_a_language_comes_back_from_disk_as_it_was(tmp_path):
     for name, value in fields_of(automaton).items():
         np.testing.assert_array_equal(fields_of(found)[name], value)
     assert [f.name for f in file.parent.iterdir()] == [file.name]
+
+
+def test_numbers_that_do_not_fit_together_are_no_language(tmp_path):
+    automaton = lift(compiled("(ab|c){1,9}"), vocabulary())
+    for name, value in (("edge_to", 10_000), ("edge_group", 10_000), ("group_classes", -1), ("class_of", 10_000)):
+        broken = getattr(automaton, name).copy()
+        broken[0] = value
+        disk.write(tmp_path / "a.npz", dataclasses.replace(automaton, **{name: broken}))
+        assert disk.read(tmp_path / "a.npz") is None
+
+
+def test_a_byte_changed_anywhere_never_raises(tmp_path):
+    file = tmp_path / "a.npz"
+    disk.write(file, lift(compiled("(ab|c){1,9}"), vocabulary()))
+    whole, rng = file.read_bytes(), random.Random(0)
+    for _ in range(400):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        file.write_bytes(bytes(data))
+        disk.read(file)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 nonsense", b"not a zip file at all"])

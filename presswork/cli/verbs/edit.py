@@ -11,6 +11,7 @@ from presswork.cli.model import open_engine
 from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
 from presswork.cli.output import note, print_json, write_text
 from presswork.errors import RequestError
+from presswork.text.lines import split_lines, without_end
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -71,11 +72,11 @@ def edit(
 def span_of(text: str, given: str) -> tuple[int, int]:
     """Characters of a range of lines, `3` or `3-7`, without the last line's end. Raises RequestError."""
     found = re.fullmatch("([0-9]{1,9})(?:-([0-9]{1,9}))?", given)
-    borders = text.splitlines(keepends=True)
+    borders = split_lines(text)
     if found is None:
         raise RequestError(f"--lines must be FIRST-LAST, such as 3-7, got {given!r}")
     first, last = int(found[1]), int(found[2] or found[1])
     if not 1 <= first <= last <= len(borders):
         raise RequestError(f"--lines names {given}, and the file has lines 1 to {len(borders)}")
     start = sum(map(len, borders[: first - 1]))
-    return start, start + len("".join(borders[first - 1 : last]).rstrip("\r\n"))
+    return start, start + len(without_end("".join(borders[first - 1 : last])))

@@ -12,6 +12,7 @@ from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
 from presswork.cli.output import note, print_json, write_text
 from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
+from presswork.text.lines import split_lines, without_end
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -87,14 +88,16 @@ def split_at(text: str, at: str | None, marker: str | None) -> list[str]:
             raise RequestError(f"the marker {marker!r} is not in the file; mark each gap with it")
         return parts
     assert at is not None
-    lines = text.splitlines(keepends=True) or [""]
+    lines = split_lines(text)
+    if not lines or lines[-1].endswith("\n"):
+        lines.append("")
     line, _, column = at.partition(":")
     if not (line.isascii() and line.isdigit() and column.isascii() and column.isdigit()):
         raise RequestError(f"--at must be LINE:COLUMN, such as 12:5, got {at!r}")
     row, place = int(line), int(column)
     if not 1 <= row <= len(lines):
         raise RequestError(f"--at names line {row}, and the file has {len(lines)}")
-    width = len(lines[row - 1].rstrip("\r\n"))
+    width = len(without_end(lines[row - 1]))
     if not 1 <= place <= width + 1:
         raise RequestError(f"--at names column {place}, and line {row} has columns 1 to {width + 1}")
     offset = sum(map(len, lines[: row - 1])) + place - 1

@@ -7,7 +7,7 @@ also be a language; then texts that end early would weigh more than they do in t
 the mass of the whole vocabulary.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,9 +46,31 @@ class CanvasAutomaton:
         """The state behind an end token."""
         return len(self.fewest) - 1
 
-    def finals(self, tokens_left: int) -> np.ndarray:
-        """float64 [S]: 0 for states a canvas may end in when so many tokens may still follow it, else -inf."""
-        return np.where(self.fewest <= tokens_left, 0.0, -np.inf)
+    def finals(self, tokens_left: int, pins: Mapping[int, int] | None = None) -> np.ndarray:
+        """float64 [S]: 0 for states a canvas may end in when so many tokens may still follow it, else -inf.
+
+        Args: pins: tokens held at positions behind the canvas, counted from its end.
+        """
+        return np.where(self.alive_before(pins or {}, tokens_left), 0.0, -np.inf)
+
+    def alive_before(self, pins: Mapping[int, int], tokens_left: int) -> np.ndarray:
+        """bool [S]: from which states a text can be finished in so many tokens with some of the next ones held.
+
+        Args: pins: position, counted from 0, to token.
+        """
+        last = max(pins, default=-1)
+        alive = self.fewest <= tokens_left - last - 1
+        sources = np.repeat(np.arange(self.tail + 1), np.diff(self.edge_starts))
+        groups = np.repeat(np.arange(len(self.group_starts) - 1), np.diff(self.group_starts))
+        for position in range(last, -1, -1):
+            usable = alive[self.edge_to]
+            if position in pins:
+                holds = np.zeros(len(self.group_starts) - 1, bool)
+                holds[groups[self.group_classes == self.class_of[pins[position]]]] = True
+                usable = usable & holds[self.edge_group]
+            alive = np.zeros(self.tail + 1, bool)
+            alive[sources[usable]] = True
+        return alive
 
 
 def close(

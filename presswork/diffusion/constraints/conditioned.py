@@ -3,7 +3,6 @@
 Everything is decided from masses of classes; which token of a class is the vocabulary head's affair.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,23 +65,6 @@ def condition(
     if not np.isnan(left).any():
         kernels.sample_path(mass, group_mass, *edges, *groups, state, behind, left, sampled)
     return Conditioned(log_mass=float(behind[0, state]), weights=weights, sampled=sampled, uniform=left, best=best)
-
-
-def feasible(automaton: CanvasAutomaton, state: int, pins: Mapping[int, int], tokens_left: int) -> bool:
-    """Whether a text can follow from a state with tokens held at some positions; pure.
-
-    Args:
-        pins: position to token. tokens_left: positions behind the last pin.
-    """
-    mass = np.zeros((max(pins, default=-1) + 1, automaton.num_classes))
-    for position, token in pins.items():
-        mass[position] = -np.inf
-        if automaton.class_of[token] >= 0:
-            mass[position, automaton.class_of[token]] = 0.0
-    group_mass, _, _ = _of_groups(automaton, mass, mass.astype(np.float32))
-    reached = np.zeros((len(mass) + 1, automaton.tail + 1), bool)
-    kernels.reachable(group_mass, automaton.edge_starts, automaton.edge_group, automaton.edge_to, state, reached)
-    return bool((reached[-1] & (automaton.fewest <= tokens_left)).any())
 
 
 def _of_groups(

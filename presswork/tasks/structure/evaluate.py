@@ -122,8 +122,12 @@ def _replies(
                 requests.append(engine.submit(prompt, params))
             except ConstraintError as error:
                 raise ConstraintError(f"{tasks[i].kind} {tasks[i].source}: {error}") from error
-        for i, request in zip(some, requests, strict=True):
-            yield tasks[i], STEPS[i % len(STEPS)], engine.reply(request)
+        try:
+            for i, request in zip(some, requests, strict=True):
+                yield tasks[i], STEPS[i % len(STEPS)], engine.reply(request)
+        finally:
+            for request in requests:
+                engine.cancel(request)
 
 
 def _is_valid(checker: Any, text: str) -> bool:

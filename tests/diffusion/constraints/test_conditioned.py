@@ -7,7 +7,7 @@ import pytest
 
 from presswork.diffusion.constraints import reference
 from presswork.diffusion.constraints.automaton import CanvasAutomaton, close
-from presswork.diffusion.constraints.conditioned import Conditioned, condition, feasible
+from presswork.diffusion.constraints.conditioned import Conditioned, condition
 from presswork.errors import ConstraintError, GenerationError
 from presswork.grammar.byte_automaton import ByteAutomaton
 from presswork.grammar.token_automaton import TokenAutomaton, lift
@@ -18,7 +18,7 @@ END, PAD = 0, 7
 
 
 def vocabulary() -> Vocabulary:
-    return Vocabulary(TOKENS, lambda name: None)
+    return Vocabulary(TOKENS, {})
 
 
 def random_language(seed: int) -> ByteAutomaton:
@@ -163,12 +163,12 @@ def test_without_random_numbers_the_sample_is_the_best_canvas() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_feasible_says_whether_a_canvas_with_the_pins_exists(seed: int) -> None:
+def test_alive_states_are_those_from_which_a_canvas_with_the_pins_exists(seed: int) -> None:
     language, automaton, _ = made(seed, 3)
     members = canvases(language, 3)
     for position, token in itertools.product(range(3), range(len(TOKENS))):
         exists = any(ids[position] == token for ids in members)
-        assert feasible(automaton, 0, {position: token}, 2 - position) == exists
+        assert automaton.alive_before({position: token}, 3)[0] == exists
 
 
 def test_an_end_token_that_is_text_of_the_language_is_refused() -> None:
