@@ -132,7 +132,7 @@ Path("/proc/self/clear_refs").write_text("5")
 before = peak_bytes()
 read_vocab(hidden, embedding, impl="tiled", **asked)
 after = peak_bytes()
-ballast = torch.ones(30_000_000)
+ballast = torch.ones(60_000_000)
 print(after - before, peak_bytes() - after)
 """
 
@@ -147,7 +147,7 @@ def test_no_matrix_over_the_vocabulary_is_ever_in_memory(dtype: str) -> None:
     """
     run = subprocess.run([sys.executable, "-c", MEASURE, dtype], capture_output=True, text=True)
     taken, control = map(int, run.stdout.split())
-    assert taken < 100e6 and control > 60e6
+    assert taken < 100e6 and control > 120e6
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.float64))
