@@ -20,6 +20,12 @@ def read_text(file: Path) -> str:
         raise RequestError(f"the text cannot be read: {error}; give a text file") from error
 
 
+def check_can_apply(file: Path) -> None:
+    """Raises RequestError where --apply has no file to write to."""
+    if str(file) == "-":
+        raise RequestError("--apply writes to the file, and standard input is none; leave it out")
+
+
 def write_atomically(file: Path, text: str) -> None:
     """Put a text in a file's place, with its permissions: all of it, or nothing. Raises RequestError."""
     try:

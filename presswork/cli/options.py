@@ -15,6 +15,9 @@ ModelArgument = Annotated[str, typer.Argument(help="An embedded model's name, a 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="An embedded model's name, a folder, or a Hub id.", show_default=True)
 ]
+RequiredModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)]
+StepsOption = Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")]
+SeedOption = Annotated[int, typer.Option(help="The same seed gives the same text.", min=0)]
 DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu or cuda.")]
 DtypeOption = Annotated[
     str | None, typer.Option(help="bfloat16 or float32 instead of the checkpoint's.", show_default=False)

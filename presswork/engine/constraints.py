@@ -16,15 +16,15 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from presswork.diffusion.constraints.automaton import CanvasAutomaton, close, leave_open
-from presswork.errors import RequestError, UnsupportedError
+from presswork.errors import RequestError
 from presswork.grammar import disk
 from presswork.grammar.languages import Language
 from presswork.grammar.token_automaton import TokenAutomaton
 from presswork.grammar.vocabulary import Vocabulary
 from presswork.ops.vocab_head import TokenClasses
-from presswork.text.tokenizer import Tokenizer
+from presswork.text.tokenizer import Tokenizer, with_token_texts
 
-MAX_PREPARED = 32  # languages kept in memory; one has some 8 MB at a vocabulary of 262,144
+MAX_PREPARED = 32  # languages kept in memory; each has a few numbers for every token
 
 
 _Key = tuple[str, frozenset[int], int | None]
@@ -143,11 +143,7 @@ class ConstraintTable:
     def _spelling(self) -> Vocabulary:
         with self._lock:
             if self._vocabulary is None:
-                tokenizer = self._tokenizer
-                if tokenizer is None or tokenizer.decoder_kind == "whole":
-                    raise UnsupportedError(
-                        f"a constraint needs a tokenizer whose tokens have a text each; model {self._name!r} has none"
-                    )
+                tokenizer = with_token_texts(self._tokenizer, "a constraint needs", self._name)
                 known = list(tokenizer.all_token_bytes[: self._vocab_size])
                 for token in self._end_ids:
                     if token < len(known):

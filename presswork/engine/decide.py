@@ -22,9 +22,8 @@ from presswork.diffusion.noise import CounterNoise
 from presswork.engine.adapters import LoadedAdapter
 from presswork.engine.probe import prefilled
 from presswork.engine.questions import LETTERS, Kind, Question, read_questions
-from presswork.engine.rewrite import require_pieces
 from presswork.errors import NonFiniteError, RequestError, UnsupportedError
-from presswork.text.tokenizer import Tokenizer
+from presswork.text.tokenizer import Tokenizer, with_token_texts
 
 if TYPE_CHECKING:
     from presswork.engine.engine import Engine
@@ -109,7 +108,8 @@ def decide(
         raise RequestError(f"style must be 'letters' or 'texts', got {style!r}")
     if type(steps) is not int or not 1 <= steps <= 2:
         raise RequestError(f"steps must be 1 or 2, got {steps!r}")
-    under, tokenizer, text = engine._adapters.find(adapter), require_pieces(engine), state_text(state)
+    under = engine._adapters.find(adapter)
+    tokenizer, text = with_token_texts(engine.tokenizer, "a decision needs", engine.name), state_text(state)
     answers: dict[str, Answer] = {}
     num_passes = num_prompt = 0
     make = _letter_sheets if style == "letters" else _text_sheets

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from presswork.engine.params import SamplingParams
+from presswork.engine.params import SamplingParams, refuse_decided
 from presswork.engine.rewrite import (
     Rewriting,
     Window,
@@ -20,14 +20,13 @@ from presswork.engine.rewrite import (
     check_candidates,
     first_tokens,
     opening,
-    require_pieces,
     rewrite,
     substitute,
     text_of,
 )
 from presswork.errors import RequestError, UnsupportedError
 from presswork.text.lines import split_lines
-from presswork.text.tokenizer import Tokenizer
+from presswork.text.tokenizer import Tokenizer, with_token_texts
 
 if TYPE_CHECKING:
     from presswork.engine.engine import Engine
@@ -122,7 +121,7 @@ def edit(
     wanted = checked_spans(text, spans)
     progress = _Progress(opening=[], changes_left=max_changes)
     if wanted and (strength > 0 or instruction) and max_changes != 0:
-        tokenizer = require_pieces(engine)
+        tokenizer = with_token_texts(engine.tokenizer, "an edit needs", engine.name)
         common = engine.defaults.changed(**params, mode="diffusion", start_noise=float(strength))
         progress.opening = _opening(engine, tokenizer, instruction, text)
         canvas = common.canvas_length or engine.model.config.canvas_length
@@ -141,9 +140,7 @@ def edit(
 
 
 def _check(strength: object, max_changes: object, params: Mapping[str, Any]) -> None:
-    decided = [name for name in _DECIDED if name in params]
-    if decided:
-        raise RequestError(f"edit decides {decided[0]} itself; leave it out")
+    refuse_decided("edit", _DECIDED, params)
     number = strength if isinstance(strength, (int, float)) and not isinstance(strength, bool) else None
     if number is None or not 0 <= number <= 1:
         raise RequestError(f"strength must be a number in [0, 1], got {strength!r}")
@@ -248,9 +245,9 @@ def _edit_window(
     if left == 0:
         found = [Rewriting(gaps=old, score=0.0, num_denoise_steps=0)]
     elif left is None:
-        found = rewrite(engine, window, common, num_candidates=num_candidates)
+        found = rewrite(engine, tokenizer, window, common, num_candidates=num_candidates)
     else:
-        found = substitute(engine, window, common, max_changes=left, num_candidates=num_candidates)
+        found = substitute(engine, tokenizer, window, common, max_changes=left, num_candidates=num_candidates)
         progress.changes_left = left - found[0].num_changes
     progress.num_denoise_steps += sum(one.num_denoise_steps for one in found)
     for number, ((start, stop), new) in enumerate(zip(group, found[0].gaps, strict=True)):

@@ -21,11 +21,11 @@ from presswork.cache.contiguous import SequenceCache
 from presswork.engine.adapters import LoadedAdapter
 from presswork.engine.borders import Border, cut_after, cut_before
 from presswork.engine.events import Reply
-from presswork.engine.params import SamplingParams
+from presswork.engine.params import SamplingParams, refuse_decided
 from presswork.engine.probe import prefilled
 from presswork.engine.request import Request
-from presswork.errors import GenerationError, NonFiniteError, RequestError, UnsupportedError
-from presswork.text.tokenizer import Tokenizer
+from presswork.errors import GenerationError, NonFiniteError, RequestError
+from presswork.text.tokenizer import Tokenizer, with_token_texts
 
 if TYPE_CHECKING:
     from presswork.engine.engine import Engine
@@ -109,13 +109,9 @@ def fill(
     Raises: RequestError, UnsupportedError; GenerationError when no candidate is valid text.
     """
     started = time.perf_counter()
-    decided = [name for name in _DECIDED if name in params]
-    if decided:
-        raise RequestError(f"fill decides {decided[0]} itself; leave it out")
+    refuse_decided("fill", _DECIDED, params)
     common = engine.defaults.changed(**params, mode="diffusion")
-    tokenizer = engine.tokenizer
-    if tokenizer is None or tokenizer.decoder_kind == "whole":
-        raise UnsupportedError(f"fill needs a tokenizer whose tokens have a text each; model {engine.name!r} has none")
+    tokenizer = with_token_texts(engine.tokenizer, "fill needs", engine.name)
     canvas_length = common.canvas_length or engine.model.config.canvas_length
     frame = _frame(engine, tokenizer, prefix, suffix, canvas_length)
     wanted = _lengths(frame, canvas_length, max_tokens, lengths)

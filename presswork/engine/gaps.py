@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from presswork.engine.rewrite import Window, behind, check_candidates, opening, require_pieces, rewrite
+from presswork.engine.params import refuse_decided
+from presswork.engine.rewrite import Window, behind, check_candidates, opening, rewrite
 from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
+from presswork.text.tokenizer import with_token_texts
 
 if TYPE_CHECKING:
     from presswork.engine.engine import Engine
@@ -70,16 +72,14 @@ def fill_gaps(
     Raises: RequestError, UnsupportedError, ConstraintError, GenerationError.
     """
     started = time.perf_counter()
-    decided = [name for name in _DECIDED if name in params]
-    if decided:
-        raise RequestError(f"filling gaps decides {decided[0]} itself; leave it out")
+    refuse_decided("filling gaps", _DECIDED, params)
     texts = tuple(fixed)
     if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
         raise RequestError(f"give the texts around the gaps, at least two, got {fixed!r}")
     if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
         raise RequestError(f"max_tokens must be an integer of at least 1, got {max_tokens!r}")
     check_candidates(num_candidates)
-    tokenizer = require_pieces(engine)
+    tokenizer = with_token_texts(engine.tokenizer, "gaps need", engine.name)
     common = engine.defaults.changed(**params, mode="diffusion")
     ids, before = behind(tokenizer, texts[0])
     prompt = [*opening(tokenizer), *ids]
@@ -93,7 +93,7 @@ def fill_gaps(
         start=None,
         gap_tokens=max_tokens or (len(texts) - 1) * max(1, canvas // 2),
     )
-    found = rewrite(engine, window, common, gap=gap, num_candidates=num_candidates)
+    found = rewrite(engine, tokenizer, window, common, gap=gap, num_candidates=num_candidates)
     candidates = [
         GapsCandidate(texts=one.gaps, score=one.score, num_denoise_steps=one.num_denoise_steps) for one in found
     ]

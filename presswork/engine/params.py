@@ -171,6 +171,13 @@ def defaults_from_checkpoint(generation_config: dict[str, Any]) -> SamplingParam
     return SamplingParams(**found)
 
 
+def refuse_decided(who: str, decided: Sequence[str], params: Mapping[str, Any]) -> None:
+    """Raises RequestError where a caller gives a parameter that `who` sets itself."""
+    given = [name for name in decided if name in params]
+    if given:
+        raise RequestError(f"{who} decides {given[0]} itself; leave it out")
+
+
 def each_params(defaults: SamplingParams, num: int, is_single: bool, params: Mapping[str, Any]) -> list[SamplingParams]:
     """The parameters of each prompt; `seed` and `pins` may be a list, one for each of several.
 

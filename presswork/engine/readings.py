@@ -121,7 +121,7 @@ class VocabReader:
             if not bool(part.finite.all()):
                 found.append(None)
             else:
-                own = None if edits is None else replace(edits, row_group=edits.row_group[start : start + count])
+                own = None if edits is None else edits.select(slice(start, start + count))
                 found.append(self._decided(request, part, rows[start : start + count], temperature[start], own))
             start += count
         return found
@@ -153,7 +153,7 @@ class VocabReader:
                     temperature=temperature.expand(len(rows)),
                     uniform=decided.uniform[rows],
                     soft=torch.ones(len(rows), dtype=torch.bool),
-                    edits=None if edits is None else replace(edits, row_group=edits.row_group[rows]),
+                    edits=None if edits is None else edits.select(rows),
                     class_weights=ClassWeights(
                         classes=state.constraint.classes,
                         log_weight=decided.log_weight[rows],

@@ -8,7 +8,7 @@ what it needs and what stands around it comes back byte for byte. Several candid
 own; the one whose whole text the causal mode finds likeliest wins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -107,42 +107,42 @@ def check_candidates(num_candidates: object) -> None:
 
 
 def rewrite(
-    engine: "Engine", window: Window, common: SamplingParams, *, gap: TextLanguage | None = None, num_candidates: int
-) -> list[Rewriting]:
+    engine: "Engine", tokenizer: Tokenizer, window: Window, common: SamplingParams, *,
+    gap: TextLanguage | None = None, num_candidates: int,
+) -> list[Rewriting]:  # fmt: skip
     """Write a window's gaps; the likeliest candidate first, of equal ones the first.
 
     An old text that the end of its gap cannot be told from is written token for token instead (`substitute`).
 
     Raises: RequestError where the fixed parts leave no room; ConstraintError.
     """
-    tokenizer = require_pieces(engine)
     layout = _lay_out(engine, tokenizer, window, common, gap)
     if layout is None:
-        return substitute(engine, window, common, max_changes=None, num_candidates=num_candidates)
+        return substitute(engine, tokenizer, window, common, max_changes=None, num_candidates=num_candidates)
     common = common.changed(
         constraint=layout.language, max_tokens=layout.max_tokens, canvas_length=layout.canvas_length
     )
     if window.start is not None:
         common = common.changed(start=_start(tokenizer, window, layout, engine.model.config.eos_token_id))
-    found = []
-    for reply in _write(engine, window, common, num_candidates):
+
+    def gaps_of(reply: Reply) -> tuple[str, ...]:
         written = b"".join(tokenizer.all_token_bytes[i] for i in reply.token_ids if i < tokenizer.vocab_size)
-        gaps = tuple(part.decode() for part in layout.language.gaps_of(written))
-        score = _score(engine, tokenizer, window, gaps, common.adapter) if num_candidates > 1 else 0.0
-        found.append(Rewriting(gaps=gaps, score=score, num_denoise_steps=reply.stats.num_denoise_steps))
-    return sorted(found, key=lambda one: -one.score)
+        return tuple(part.decode() for part in layout.language.gaps_of(written))
+
+    return _candidates(engine, tokenizer, window, common, num_candidates, gaps_of)
 
 
 def substitute(
-    engine: "Engine", window: Window, common: SamplingParams, *, max_changes: int | None, num_candidates: int
-) -> list[Rewriting]:
+    engine: "Engine", tokenizer: Tokenizer, window: Window, common: SamplingParams, *, max_changes: int | None,
+    num_candidates: int,
+) -> list[Rewriting]:  # fmt: skip
     """Write a window's gaps anew with at most so many of their tokens replaced, one token for one.
 
     Tokens that lie across a gap's border stay. The likeliest candidate comes first.
 
     Raises: UnsupportedError where tokens do not spell the text byte for byte.
     """
-    tokenizer, known = require_pieces(engine), require_pieces(engine).all_token_bytes
+    known = tokenizer.all_token_bytes
     assert window.start is not None
     parts = [window.before + window.fixed[0]]
     borders = [len(parts[0].encode())]
@@ -179,20 +179,35 @@ def substitute(
     common = common.changed(
         constraint=language, max_tokens=num, canvas_length=min(canvas, num), start=tuple(ids[:total])
     )
-    found = []
-    for reply in _write(engine, window, common, num_candidates):
-        written = reply.token_ids[:total]
-        gaps = tuple(_part(known, ids, written, starts, inside, first, last).decode() for first, last in gap_ranges)
-        changed = sum(a != b for a, b in zip(written, ids, strict=False))
-        score = _score(engine, tokenizer, window, gaps, common.adapter) if num_candidates > 1 else 0.0
-        steps = reply.stats.num_denoise_steps
-        found.append(Rewriting(gaps=gaps, score=score, num_denoise_steps=steps, num_changes=changed))
-    return sorted(found, key=lambda one: -one.score)
+
+    def gaps_of(reply: Reply) -> tuple[str, ...]:
+        ranges = (_part(known, ids, reply.token_ids, starts, inside, first, last) for first, last in gap_ranges)
+        return tuple(part.decode() for part in ranges)
+
+    def num_changes(reply: Reply) -> int:
+        return sum(a != b for a, b in zip(reply.token_ids, ids[:total], strict=False))
+
+    return _candidates(engine, tokenizer, window, common, num_candidates, gaps_of, num_changes)
 
 
-def _write(engine: "Engine", window: Window, common: SamplingParams, num_candidates: int) -> list[Reply]:
+def _candidates(
+    engine: "Engine", tokenizer: Tokenizer, window: Window, common: SamplingParams, num_candidates: int,
+    gaps_of: Callable[[Reply], tuple[str, ...]], num_changes: Callable[[Reply], int] = lambda reply: 0,
+) -> list[Rewriting]:  # fmt: skip
+    """So many ways to write a window from seeds of their own, the likeliest first; a single one is not scored."""
     tries = [common.changed(seed=seed_of(common.seed, i)) for i in range(num_candidates)]
-    return engine._replies([window.prompt] * num_candidates, tries)
+    found = []
+    for reply in engine._replies([window.prompt] * num_candidates, tries):
+        gaps = gaps_of(reply)
+        found.append(
+            Rewriting(
+                gaps=gaps,
+                score=_score(engine, tokenizer, window, gaps, common.adapter) if num_candidates > 1 else 0.0,
+                num_denoise_steps=reply.stats.num_denoise_steps,
+                num_changes=num_changes(reply),
+            )
+        )
+    return sorted(found, key=lambda one: -one.score)
 
 
 def _part(
@@ -206,14 +221,6 @@ def _part(
             text = known[new[place]] if place in inside else known[old[place]][max(0, first - start) : last - start]
             parts.append(text)
     return b"".join(parts)
-
-
-def require_pieces(engine: "Engine") -> Tokenizer:
-    """The engine's tokenizer. Raises UnsupportedError where its tokens have no text each."""
-    tokenizer = engine.tokenizer
-    if tokenizer is None or tokenizer.decoder_kind == "whole":
-        raise UnsupportedError(f"gaps need a tokenizer whose tokens have a text each; model {engine.name!r} has none")
-    return tokenizer
 
 
 def _lay_out(

@@ -87,30 +87,16 @@ def sign_pieces(following, first, last, node_byte, node_depth, node_end, node_pi
 
 
 @kernel()
-def count_edges(following, node_byte, node_depth, node_end, node_piece, counts):
-    """How many pieces lead anywhere from each state."""
+def list_edges(following, node_byte, node_depth, node_end, node_piece, counts, edge_piece, edge_to):
+    """The pieces that lead anywhere from each state, and where to, state after state; returns how many there are.
+
+    Writes how many each state has to counts, and no more edges than edge_piece holds: called with none, it counts.
+    """
     stack = np.empty(np.max(node_depth) + 2, np.int64)
+    edge = 0
     for state in range(len(following)):
         stack[0] = state
-        node = 0
-        while node < len(node_byte):
-            depth = node_depth[node]
-            reached = following[stack[depth], node_byte[node]]
-            if reached < 0:
-                node = node_end[node]
-                continue
-            stack[depth + 1] = reached
-            counts[state] += node_piece[node] >= 0
-            node += 1
-
-
-@kernel()
-def list_edges(following, node_byte, node_depth, node_end, node_piece, starts, edge_piece, edge_to):
-    """The pieces that lead anywhere from each state, and where to."""
-    stack = np.empty(np.max(node_depth) + 2, np.int64)
-    for state in range(len(following)):
-        stack[0] = state
-        node, edge = 0, starts[state]
+        node, first = 0, edge
         while node < len(node_byte):
             depth = node_depth[node]
             reached = following[stack[depth], node_byte[node]]
@@ -119,15 +105,18 @@ def list_edges(following, node_byte, node_depth, node_end, node_piece, starts, e
                 continue
             stack[depth + 1] = reached
             if node_piece[node] >= 0:
-                edge_piece[edge], edge_to[edge] = node_piece[node], reached
+                if edge < len(edge_piece):
+                    edge_piece[edge], edge_to[edge] = node_piece[node], reached
                 edge += 1
             node += 1
+        counts[state] = edge - first
+    return edge
 
 
 @kernel()
-def fewest_steps(edge_starts, edge_to, accepts):
-    """Fewest edges from each state to an accepting one; -1 where there is no way."""
-    num = len(accepts)
+def _reversed(edge_starts, edge_to):
+    """(where each state's incoming edges start, the states they come from)."""
+    num = len(edge_starts) - 1
     incoming = np.zeros(num + 1, np.int64)
     for target in edge_to:
         incoming[target + 1] += 1
@@ -137,6 +126,14 @@ def fewest_steps(edge_starts, edge_to, accepts):
         for edge in range(edge_starts[state], edge_starts[state + 1]):
             sources[place[edge_to[edge]]] = state
             place[edge_to[edge]] += 1
+    return incoming, sources
+
+
+@kernel()
+def fewest_steps(edge_starts, edge_to, accepts):
+    """Fewest edges from each state to an accepting one; -1 where there is no way."""
+    num = len(accepts)
+    incoming, sources = _reversed(edge_starts, edge_to)
     steps, queue, filled = np.full(num, _NO_STATE, np.int64), np.empty(num, np.int64), 0
     for state in range(num):
         if accepts[state]:
@@ -157,15 +154,7 @@ def fewest_steps(edge_starts, edge_to, accepts):
 def most_steps(edge_starts, edge_to):
     """Most edges one can follow from each state; -1 where there is no limit."""
     num = len(edge_starts) - 1
-    incoming = np.zeros(num + 1, np.int64)
-    for target in edge_to:
-        incoming[target + 1] += 1
-    incoming = np.cumsum(incoming)
-    sources, place = np.empty(len(edge_to), np.int64), incoming.copy()
-    for state in range(num):
-        for edge in range(edge_starts[state], edge_starts[state + 1]):
-            sources[place[edge_to[edge]]] = state
-            place[edge_to[edge]] += 1
+    incoming, sources = _reversed(edge_starts, edge_to)
     open_edges, queue, filled, head = np.diff(edge_starts), np.empty(num, np.int64), 0, 0
     most = np.zeros(num, np.int64)
     for state in range(num):

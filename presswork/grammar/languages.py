@@ -109,10 +109,7 @@ class JsonSchema(TextLanguage):
 
     @property
     def key(self) -> str:
-        try:
-            return f"schema {self.depth} {json.dumps(self.schema)}"
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ConstraintError(f"a JSON schema must be plain JSON, got what is not: {error}") from error
+        return f"schema {self.depth} {_plain_json('a JSON schema', self.schema)}"
 
     def expression(self) -> Expression:
         return schema_expression(self.schema, depth=self.depth)
@@ -135,10 +132,8 @@ class ToolCalls(TextLanguage):
 
     @property
     def key(self) -> str:
-        try:
-            return f"tools {json.dumps([self.tools, self.names, self.min_calls, self.max_calls])}"
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ConstraintError(f"tool declarations must be plain JSON, got what is not: {error}") from error
+        asked = [self.tools, self.names, self.min_calls, self.max_calls]
+        return f"tools {_plain_json('tool declarations', asked)}"
 
     def expression(self) -> Expression:
         return tool_calls_expression(self.tools, names=self.names, min_calls=self.min_calls, max_calls=self.max_calls)
@@ -164,3 +159,11 @@ class Without(TextLanguage):
     def expression(self) -> Expression:
         inner = ANY_TEXT if self.language is None else self.language.expression()
         return without(inner, sequence(ANY_TEXT, choices(self.phrases), ANY_TEXT))
+
+
+def _plain_json(what: str, value: object) -> str:
+    """A value as JSON. Raises ConstraintError where it is none."""
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConstraintError(f"{what} must be plain JSON, got what is not: {error}") from error

@@ -19,6 +19,7 @@ from presswork.grammar.byte_automaton import ByteAutomaton, compile_expression
 from presswork.grammar.expression import Expression, intersection, literal, repeat, sequence, without
 from presswork.grammar.languages import TextLanguage
 from presswork.grammar.regex import ANY_CHARACTER, ANY_TEXT
+from presswork.grammar.token_automaton import starts_of
 
 ANCHOR = 48
 _MAX_ANCHOR = 400
@@ -133,5 +134,4 @@ def _steps_to_end(automaton: ByteAutomaton) -> np.ndarray:
     sources, symbols = np.nonzero(automaton.next >= 0)
     num = automaton.num_states
     pairs = np.unique(sources * num + automaton.next[sources, symbols])
-    starts = np.concatenate([[0], np.cumsum(np.bincount(pairs // num, minlength=num))])
-    return kernels.fewest_steps(starts, pairs % num, automaton.accepts)
+    return kernels.fewest_steps(starts_of(pairs // num, num), pairs % num, automaton.accepts)

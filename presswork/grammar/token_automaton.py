@@ -21,7 +21,7 @@ from presswork.grammar import _lift_kernels as kernels
 from presswork.grammar.byte_automaton import ByteAutomaton
 from presswork.grammar.vocabulary import TokenTrie, Vocabulary
 
-MAX_STEPS = 6_000_000_000  # trie nodes visited while lifting: about ten seconds
+MAX_STEPS = 6_000_000_000  # trie nodes visited while lifting
 MAX_CLASS_EDGES = 20_000_000  # 160 MB while lifting
 
 
@@ -128,19 +128,18 @@ def _piece_edges(automaton: ByteAutomaton, pieces: list[bytes]) -> tuple[np.ndar
     order = sorted(range(len(pieces)), key=pieces.__getitem__)
     following = np.ascontiguousarray(automaton.next[:, :256])
     counts = np.zeros(len(following), np.int64)
+    nothing = np.empty(0, np.int64)
     if not pieces:
-        nothing = np.empty(0, np.int64)
         return nothing, nothing, nothing
     trie = TokenTrie([pieces[i] for i in order])
-    kernels.count_edges(following, *trie.arrays, counts)
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    if starts[-1] > MAX_CLASS_EDGES:
+    num = kernels.list_edges(following, *trie.arrays, counts, nothing, nothing)
+    if num > MAX_CLASS_EDGES:
         raise ConstraintTooLargeError(
-            f"the constraint has {starts[-1]} edges, at most {MAX_CLASS_EDGES} are taken; "
+            f"the constraint has {num} edges, at most {MAX_CLASS_EDGES} are taken; "
             "shorten the bounds of strings and arrays"
         )
-    edge_piece, edge_to = np.empty(starts[-1], np.int64), np.empty(starts[-1], np.int64)
-    kernels.list_edges(following, *trie.arrays, starts, edge_piece, edge_to)
+    edge_piece, edge_to = np.empty(num, np.int64), np.empty(num, np.int64)
+    kernels.list_edges(following, *trie.arrays, counts, edge_piece, edge_to)
     return np.repeat(np.arange(len(following)), counts), np.array(order)[edge_piece], edge_to
 
 
@@ -173,14 +172,14 @@ def _trimmed(
     members: list[np.ndarray], accepts: np.ndarray,
 ) -> TokenAutomaton:  # fmt: skip
     num = len(accepts)
-    fewest = kernels.fewest_steps(_starts(sources, num), targets, accepts)
+    fewest = kernels.fewest_steps(starts_of(sources, num), targets, accepts)
     alive = (fewest >= 0) & _reachable(sources, targets, num)
     if not alive[0]:
         raise ConstraintError("no text of the constraint can be spelt with this model's tokens")
     kept = alive[sources] & alive[targets]
     place = np.cumsum(alive) - 1
     sources, targets, edge_group = place[sources[kept]], place[targets[kept]], edge_group[kept]
-    edge_starts = _starts(sources, int(alive.sum()))
+    edge_starts = starts_of(sources, int(alive.sum()))
     return TokenAutomaton(
         class_of=class_of,
         num_classes=num_classes,
@@ -195,7 +194,8 @@ def _trimmed(
     )
 
 
-def _starts(sources: np.ndarray, num: int) -> np.ndarray:
+def starts_of(sources: np.ndarray, num: int) -> np.ndarray:
+    """int64 [num + 1]: where the edges of each of so many states start, when they stand in order of their sources."""
     return np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=num))])
 
 
@@ -204,4 +204,4 @@ def _reachable(sources: np.ndarray, targets: np.ndarray, num: int) -> np.ndarray
     is_start = np.zeros(num, bool)
     is_start[0] = True
     order = np.argsort(targets, kind="stable")
-    return kernels.fewest_steps(_starts(targets, num), sources[order], is_start) >= 0
+    return kernels.fewest_steps(starts_of(targets, num), sources[order], is_start) >= 0

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import AddedToken, models
 
-from presswork.errors import CheckpointError, RequestError
+from presswork.errors import CheckpointError, RequestError, UnsupportedError
 from presswork.text.files import read_json_object
 
 DecoderKind = Literal["byte_level", "piecewise", "whole"]
@@ -194,6 +194,17 @@ class Tokenizer:
 
     def _knows(self, token_id: int) -> bool:
         return 0 <= token_id < _ID_LIMIT and self._library.id_to_token(token_id) is not None
+
+
+def with_token_texts(tokenizer: Tokenizer | None, who: str, model: str) -> Tokenizer:
+    """The tokenizer, if each of its tokens has a text of its own.
+
+    Args: who: what needs that, with its verb, such as "fill needs". model: its name, for the message.
+    Raises: UnsupportedError.
+    """
+    if tokenizer is None or tokenizer.decoder_kind == "whole":
+        raise UnsupportedError(f"{who} a tokenizer whose tokens have a text each; model {model!r} has none")
+    return tokenizer
 
 
 def _mark_special(library: tokenizers.Tokenizer, tokens: Iterable[str]) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from presswork.cli.files import read_text
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, RequiredModelOption
 from presswork.cli.output import note, print_columns, print_json
 from presswork.engine.decide import Answer
 from presswork.errors import RequestError
@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def decide(
     context: typer.Context,
     state: Annotated[Path, typer.Argument(help="What the questions are about, a text file; - reads standard input.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)],
+    model: RequiredModelOption,
     questions: Annotated[
         str, typer.Option("--questions", "-q", metavar="FILE|JSON", help="The questions.", show_default=False)
     ],

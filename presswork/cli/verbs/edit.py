@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from presswork.cli.files import read_text, write_atomically
+from presswork.cli.files import check_can_apply, read_text, write_atomically
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, RequiredModelOption, SeedOption, StepsOption
 from presswork.cli.output import note, print_json, write_text
 from presswork.errors import RequestError
 from presswork.text.lines import split_lines, without_end
@@ -19,7 +19,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def edit(
     context: typer.Context,
-    model: Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)],
+    model: RequiredModelOption,
     file: Annotated[Path, typer.Argument(help="The text; - reads standard input.")],
     instruction: Annotated[str, typer.Argument(help="What to do; needs a model with a chat template.")] = "",
     lines: Annotated[
@@ -30,8 +30,8 @@ def edit(
     max_changes: Annotated[
         int | None, typer.Option(help="Tokens that may change, each for one other.", min=0, show_default=False)
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.", min=0)] = 0,
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
     apply: Annotated[bool, typer.Option("--apply", help="Write the edited text back to the file.")] = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
@@ -47,8 +47,8 @@ def edit(
       presswork edit script.py --lines 10-14 --strength 0.3 --max-changes 3 --model FOLDER --apply
     """
     text = read_text(file)
-    if apply and str(file) == "-":
-        raise RequestError("--apply writes to the file, and standard input is none; leave it out")
+    if apply:
+        check_can_apply(file)
     spans = None if not lines else [span_of(text, given) for given in lines]
     sampling: dict[str, Any] = {"seed": seed, **({} if steps is None else {"max_denoising_steps": steps})}
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)

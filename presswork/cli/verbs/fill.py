@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from presswork.cli.constraint import constraint_of
-from presswork.cli.files import read_text, write_atomically
+from presswork.cli.files import check_can_apply, read_text, write_atomically
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, RequiredModelOption, SeedOption, StepsOption
 from presswork.cli.output import note, print_json, write_text
 from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def fill(
     context: typer.Context,
-    model: Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)],
+    model: RequiredModelOption,
     file: Annotated[Path, typer.Argument(help="The text with a gap; - reads standard input.")],
     at: Annotated[
         str | None,
@@ -39,8 +39,8 @@ def fill(
         list[str] | None,
         typer.Option(help="What each gap may hold; may be given several times.", show_default=False),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.", min=0)] = 0,
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
     apply: Annotated[bool, typer.Option("--apply", help="Write the filled text back to the file.")] = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
@@ -57,8 +57,8 @@ def fill(
       presswork fill data.csv --marker "?" --regex "[0-9]{1,3}" --model FOLDER
     """
     text = read_text(file)
-    if apply and str(file) == "-":
-        raise RequestError("--apply writes to the file, and standard input is none; leave it out")
+    if apply:
+        check_can_apply(file)
     fixed = split_at(text, at, marker)
     gap = constraint_of(regex=regex, choice=choice)
     assert gap is None or isinstance(gap, TextLanguage)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from presswork.errors import ConstraintError
-from presswork.grammar.token_automaton import TokenAutomaton
+from presswork.grammar.token_automaton import TokenAutomaton, starts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,8 +84,7 @@ def close(
     Raises:
         ConstraintError: an end token is part of the language's texts.
     """
-    class_of = np.full(vocab_size, -1, np.int32)
-    class_of[: len(text.class_of)] = text.class_of[:vocab_size]
+    class_of = _padded(text.class_of, vocab_size)
     shared = [token for token in end_ids if class_of[token] >= 0]
     if shared:
         raise ConstraintError(f"token {shared[0]} both ends a text and is part of the constraint's texts; leave it out")
@@ -107,7 +106,7 @@ def close(
         text=text,
         class_of=class_of,
         num_classes=text.num_classes + (2 if rest else 1),
-        edge_starts=np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=text.num_states + 1))]),
+        edge_starts=starts_of(sources, text.num_states + 1),
         edge_group=group[order].astype(np.int32),
         edge_to=target[order].astype(np.int32),
         group_starts=np.concatenate([text.group_starts, [first, first + len(behind)]]),
@@ -118,11 +117,9 @@ def close(
 
 def leave_open(text: TokenAutomaton, vocab_size: int) -> CanvasAutomaton:
     """The canvases of a language whose texts end where the last canvas does."""
-    class_of = np.full(vocab_size, -1, np.int32)
-    class_of[: len(text.class_of)] = text.class_of[:vocab_size]
     return CanvasAutomaton(
         text=text,
-        class_of=class_of,
+        class_of=_padded(text.class_of, vocab_size),
         num_classes=text.num_classes,
         edge_starts=np.append(text.edge_starts, text.edge_starts[-1]),
         edge_group=text.edge_group,
@@ -131,3 +128,10 @@ def leave_open(text: TokenAutomaton, vocab_size: int) -> CanvasAutomaton:
         group_classes=text.group_classes,
         fewest=np.append(text.fewest, np.iinfo(np.int64).max // 2),
     )
+
+
+def _padded(class_of: np.ndarray, vocab_size: int) -> np.ndarray:
+    """The tokenizer's classes over a model's vocabulary, which may be larger."""
+    padded = np.full(vocab_size, -1, np.int32)
+    padded[: len(class_of)] = class_of[:vocab_size]
+    return padded

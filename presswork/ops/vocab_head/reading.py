@@ -38,6 +38,10 @@ class LogitEdits:
     row_group: Int[Tensor, "N"]
     groups: tuple[EditGroup, ...]
 
+    def select(self, rows: slice | Int[Tensor, "R"]) -> "LogitEdits":
+        """The changes of some of the rows."""
+        return replace(self, row_group=self.row_group[rows])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reading:
@@ -94,7 +98,7 @@ class Query:
         per_row = ("hidden", "temperature", "uniform", "token_ids", "soft_rows", "top_k", "top_p")
         taken = {name: value[rows] for name in per_row if (value := getattr(self, name)) is not None}
         if self.edits is not None:
-            taken["edits"] = replace(self.edits, row_group=self.edits.row_group[rows])
+            taken["edits"] = self.edits.select(rows)
         if self.class_weights is not None:
             taken["class_weights"] = self.class_weights.select(rows)
         return replace(self, **taken)

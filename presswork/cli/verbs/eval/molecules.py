@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption
 from presswork.cli.output import note, print_facts, print_json
 from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.modes import chosen_modes
@@ -24,7 +24,7 @@ def molecules(
     scaffold: Annotated[
         str | None, typer.Option(help="Write molecules around this SMILES, with * where something may hang.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")] = None,
+    steps: StepsOption = None,
     best_of: Annotated[int, typer.Option(help="Candidates a molecule; the causal mode's likeliest counts.", min=1)] = 1,
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "diffusion",
     device: DeviceOption = "cpu",

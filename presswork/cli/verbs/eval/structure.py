@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, RequiredModelOption
 from presswork.cli.output import note, print_columns, print_json
 from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.modes import chosen_modes
@@ -13,7 +13,7 @@ from presswork.cli.verbs.eval.modes import chosen_modes
 
 def structure(
     context: typer.Context,
-    model: Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)],
+    model: RequiredModelOption,
     schemas: Annotated[int, typer.Option(help="Random JSON schemas.", min=0)] = 1000,
     regexes: Annotated[int, typer.Option(help="Random regexes.", min=0)] = 500,
     seed: Annotated[int, typer.Option(help="Of the languages and of the requests.", min=0)] = 0,

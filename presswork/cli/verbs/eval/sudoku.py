@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption
 from presswork.cli.output import note, print_columns, print_json
 from presswork.cli.progress import progress_bar
 from presswork.cli.sudoku import is_sudoku
@@ -27,7 +27,7 @@ def sudoku(
     clues: Annotated[str, typer.Option(help="A range such as 30-45, minimal, or mixed (22-59).")] = "30-45",
     seed: Annotated[int, typer.Option(help="Of the puzzles and of the requests.", min=0)] = 0,
     puzzles: Annotated[Path | None, typer.Option(help="Take puzzles from a file, one a line.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")] = None,
+    steps: StepsOption = None,
     tries: Annotated[
         int, typer.Option(help="Canvases a puzzle may take; the rules tell whether one solves it.", min=1)
     ] = 1,
