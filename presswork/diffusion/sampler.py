@@ -20,13 +20,18 @@ from presswork.diffusion.stopping import StableAndConfidentRule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReading:
-    """What a step needs from the vocabulary head for one canvas, all under the step's temperature."""
+    """What a step needs from the vocabulary head for one canvas, all under the step's temperature.
+
+    Args:
+        num_kept: positions to go on with, where a text's end is certain; the others are dropped. None keeps all.
+    """
 
     argmax: Int[Tensor, "L"]
     sample: Int[Tensor, "L"]
     entropy: Float[Tensor, "L"]
     max_logprob: Float[Tensor, "L"]
     soft_embedding: Float[Tensor, "L D"] | None
+    num_kept: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +76,7 @@ class CanvasState:
         pins: positions that hold their tokens throughout.
         given: the text the canvas started from, -1 where it started from noise.
         first_step: steps of the schedule that were left out.
+        num_dropped: positions behind a certain end that were dropped; the text then ends within the others.
     """
 
     index: int
@@ -87,6 +93,7 @@ class CanvasState:
     pins: Pins | None = None
     given: Int[Tensor, "L"] | None = None
     first_step: int = 0
+    num_dropped: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -148,12 +155,31 @@ def advance(state: CanvasState, reading: StepReading, rules: DiffusionRules, noi
     changed = reading.argmax != state.argmax if state.num_steps > 1 else torch.ones_like(accepted)
     state.settled_step = torch.where(changed, state.num_steps, state.settled_step)
     if rules.stop is not None:
-        state.converged = rules.stop.converged(reading.argmax, state.history, reading.entropy)
+        # What was dropped is certain, and counts as that.
+        entropy = torch.nn.functional.pad(reading.entropy, (0, state.num_dropped))
+        state.converged = rules.stop.converged(reading.argmax, state.history, entropy)
         state.history = [*state.history, reading.argmax][-max(1, rules.stop.stability_threshold) :]
     state.finished = state.converged or state.step == rules.schedule.num_steps
     state.tokens = torch.where(accepted, reading.sample, fresh)
     state.argmax, state.entropy, state.accepted = reading.argmax, reading.entropy, accepted
     state.belief = reading.soft_embedding
+    if reading.num_kept is not None and reading.num_kept < length:
+        _drop(state, reading.num_kept)
+
+
+def _drop(state: CanvasState, num_kept: int) -> None:
+    """Leave out the positions behind the first so many. Mutates the state."""
+    kept = slice(num_kept)
+    state.num_dropped += len(state.tokens) - num_kept
+    state.tokens, state.argmax, state.entropy = state.tokens[kept], state.argmax[kept], state.entropy[kept]
+    state.accepted, state.settled_step = state.accepted[kept], state.settled_step[kept]
+    state.history = [old[kept] for old in state.history]
+    state.belief = None if state.belief is None else state.belief[kept]
+    state.given = None if state.given is None else state.given[kept]
+    if state.pins is not None:
+        held = state.pins.positions < num_kept
+        pins = state.pins
+        state.pins = Pins(positions=pins.positions[held], tokens=pins.tokens[held], embeddings=pins.embeddings[held])
 
 
 def _accepted(rule: AcceptRule, reading: StepReading, pins: Pins | None) -> Bool[Tensor, "L"]:

@@ -20,6 +20,8 @@ from presswork.engine.request import Request
 from presswork.ops.vocab_head import ClassReading, ClassWeights
 
 CERTAIN = 1e-9  # what other classes may hold of a position that counts as one class's
+CERTAIN_END = 1e-6  # what longer texts may hold where a text counts as ended
+SHOWN_ENDS = 4  # positions left behind a certain end: canvases have ends there in training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,6 +35,7 @@ class DecidedCanvas:
         is_open: positions where more than one token is left.
         log_weight: what turns a position's own distribution into the conditioned one.
         sampled_class, uniform: the class each position's token is drawn from, and the number to draw it with.
+        num_kept: positions to go on with where an end is certain early in the canvas; None is all.
     """
 
     argmax: Int[Tensor, "L"]
@@ -44,6 +47,7 @@ class DecidedCanvas:
     log_weight: Float64[Tensor, "L C"]
     sampled_class: Int[Tensor, "L"]
     uniform: Float64[Tensor, "L"]
+    num_kept: int | None
 
 
 def decide(request: Request, reading: ClassReading) -> DecidedCanvas:
@@ -63,7 +67,10 @@ def decide(request: Request, reading: ClassReading) -> DecidedCanvas:
     uniform = request.noise.uniforms(canvas.index, canvas.step, length)
     if not request.params.temperature:
         uniform = torch.full_like(uniform, torch.nan)
-    final = state.finals(canvas.index, request.output.num_left - length, _later_pins(request, length))
+    if canvas.num_dropped:
+        final = state.finals(canvas.index, 0, {})
+    else:
+        final = state.finals(canvas.index, request.output.num_left - length, _later_pins(request, length))
     step = condition(automaton, state.state, mass.numpy(), top.numpy(), uniform.numpy(), final)
     return _decided(step, reading, mass, state, canvas.pins.positions.cpu() if canvas.pins is not None else None)
 
@@ -96,7 +103,20 @@ def _decided(
         log_weight=torch.where(weights > 0, log_p - mass, -torch.inf),
         sampled_class=sampled,
         uniform=torch.from_numpy(step.uniform),
+        num_kept=_num_kept(step, state.constraint.automaton.end_class),
     )
+
+
+def _num_kept(step: Conditioned, end_class: int | None) -> int | None:
+    """Positions up to a certain end and a few behind it; None where those are more than half of the canvas.
+
+    Models are trained on whole canvases and take more steps in part of one, so little must be left to be worth it.
+    """
+    if end_class is None:
+        return None
+    ended = (step.weights[:, end_class] >= 1 - CERTAIN_END) & (step.best >= end_class)
+    kept = int(ended.argmax()) + 1 + SHOWN_ENDS
+    return kept if ended.any() and 2 * kept <= len(ended) else None
 
 
 def _token(reading: ClassReading, classes: Int[Tensor, "L"]) -> Int[Tensor, "L"]:

@@ -45,7 +45,7 @@ class ConstraintState:
 
     constraint: Constraint
     state: int = 0
-    _finals: tuple[int, np.ndarray] | None = None
+    _finals: tuple[tuple[int, int], np.ndarray] | None = None
 
     def take(self, token_ids: Sequence[int], end_ids: AbstractSet[int]) -> None:
         """Go on by committed tokens, up to an end. Mutates state."""
@@ -58,9 +58,9 @@ class ConstraintState:
             assert self.state >= 0, "a committed canvas is in its language"
 
     def finals(self, canvas_index: int, tokens_left: int, pins: Mapping[int, int]) -> np.ndarray:
-        """Where a canvas may end, found once for all of its steps. Mutates what is remembered."""
-        if self._finals is None or self._finals[0] != canvas_index:
-            self._finals = (canvas_index, self.constraint.automaton.finals(tokens_left, pins))
+        """Where a canvas may end, remembered from step to step. Mutates what is remembered."""
+        if self._finals is None or self._finals[0] != (canvas_index, tokens_left):
+            self._finals = ((canvas_index, tokens_left), self.constraint.automaton.finals(tokens_left, pins))
         return self._finals[1]
 
     @property

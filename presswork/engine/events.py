@@ -56,6 +56,8 @@ class TokenTrace:
 class Draft:
     """The provisional canvas after one denoise step; every list has one entry per position.
 
+    Under a constraint a canvas gets shorter once its text is certain to end in its first half.
+
     Args:
         token_ids: the arg-max canvas, which becomes the text if this is the last step.
         entropy: in nats; accepted: positions whose sample was kept for the next step.

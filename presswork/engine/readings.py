@@ -168,7 +168,7 @@ class VocabReader:
         device = hidden.device
         return StepReading(
             argmax=decided.argmax.to(device), sample=sample.to(device), entropy=decided.entropy.to(device),
-            max_logprob=decided.max_logprob.to(device), soft_embedding=soft,
+            max_logprob=decided.max_logprob.to(device), soft_embedding=soft, num_kept=decided.num_kept,
         )  # fmt: skip
 
     def _next(self, requests: Sequence[Request], hidden: Sequence[Float[Tensor, "1 D"]]) -> list[Reading]:

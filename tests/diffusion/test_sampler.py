@@ -1,5 +1,7 @@
 """One step of the sampler on readings made up by hand."""
 
+from dataclasses import replace
+
 import torch
 
 from presswork.diffusion.accept import ConfidenceRule, EntropyBoundRule
@@ -138,3 +140,27 @@ def test_a_canvas_of_pins_alone_is_its_pins() -> None:
         chosen = DiffusionRules(schedule=TemperatureSchedule(num_steps=4), accept=accept, stop=None)
         advance(state, reading([1, 2, 3, 4], [3.0] * 4), chosen, NOISE, VOCAB)
         assert state.tokens.tolist() == state.argmax.tolist() == [5, 6, 7, 8] and state.accepted.all()
+
+
+def test_what_lies_behind_a_certain_end_is_dropped_and_counts_as_certain() -> None:
+    state = start_canvas(NOISE, 1, LENGTH, VOCAB, pins=pins([0, 3], [7, 8]))
+    stop = rules(stop=StableAndConfidentRule(stability_threshold=1, confidence_threshold=0.005))
+    advance(state, replace(reading([7, 2, 3, 8], [1.0] * 4), num_kept=2), stop, NOISE, VOCAB)
+    assert state.argmax.tolist() == [7, 2] and state.num_dropped == 2
+    assert state.tokens.shape == state.entropy.shape == state.accepted.shape == state.settled_step.shape == (2,)
+    assert state.belief is not None and state.belief.shape == (2, 2)
+    assert state.pins is not None and state.pins.positions.tolist() == [0]
+    # The free one of four positions has 0.018 nats left: 0.0045 a position, but 0.009 of the two that are still there.
+    second = StepReading(
+        argmax=torch.tensor([7, 2]), sample=torch.tensor([7, 2]), entropy=torch.tensor([0.0, 0.018]),
+        max_logprob=torch.zeros(2), soft_embedding=None,
+    )  # fmt: skip
+    advance(state, second, stop, NOISE, VOCAB)
+    assert state.converged
+
+
+def test_noise_of_a_shorter_canvas_is_that_of_the_longer_ones_beginning() -> None:
+    state, other = start(), start()
+    advance(state, replace(reading([1, 2, 3, 4], [9.0] * 4), num_kept=2), rules(), NOISE, VOCAB)
+    advance(other, reading([1, 2, 3, 4], [9.0] * 4), rules(), NOISE, VOCAB)
+    assert state.tokens.tolist() == other.tokens[:2].tolist()

@@ -10,6 +10,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, normalizers
 
+import presswork
 from presswork.diffusion.constraints import conditioned
 from presswork.engine.engine import Engine, EngineConfig
 from presswork.errors import ConstraintError, GenerationError, RequestError, UnsupportedError
@@ -96,9 +97,9 @@ def test_a_text_is_finished_within_max_tokens_even_if_the_model_would_go_on(engi
 
 
 def test_the_canvas_is_no_longer_than_the_longest_text_and_its_end(engine):
-    events = list(engine.stream("def", drafts=True, constraint=Choices(["yes", "no"]), max_denoising_steps=2))
+    events = list(engine.stream("def", drafts=True, constraint=Choices(["yes", "nop"]), max_denoising_steps=2))
     assert len(events[0].token_ids) == 4
-    assert write(engine, Choices(["yes", "no"]), canvas_length=9).text in ("yes", "no")
+    assert write(engine, Choices(["yes", "nop"]), canvas_length=9).text in ("yes", "nop")
     assert re.fullmatch("[ab]{9,}", write(engine, Regex("[ab]{9,}"), canvas_length=7, max_tokens=17).text)
 
 
@@ -125,6 +126,17 @@ def test_drafts_are_in_the_language_from_the_first_step_on(engine, tokenizer):
         if hasattr(event, "max_steps"):
             ids = event.token_ids[: event.token_ids.index(EOS_ID)]
             assert re.fullmatch("[0-9]{3}-[0-9]{4}", tokenizer.decode(ids))
+
+
+def test_positions_behind_an_early_certain_end_are_dropped_and_the_text_ends_there():
+    molecules = presswork.load("molecules")
+    language = Regex("[CNO=]{1,60}")
+    begin = molecules.encode_prompt("")
+    *drafts, commit, done = molecules.stream(prompt_token_ids=begin, drafts=True, constraint=language, seed=3)
+    sizes = [len(draft.token_ids) for draft in drafts]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] <= sizes[0] // 2
+    assert re.fullmatch(language.pattern, done.reply.text) and done.reply.finish_reason == "stop"
+    assert commit.token_ids == drafts[-1].token_ids[: len(commit.token_ids)]
 
 
 def test_forced_positions_have_no_entropy_and_are_accepted_at_once(engine):

@@ -46,6 +46,11 @@ class CanvasAutomaton:
         """The state behind an end token."""
         return len(self.fewest) - 1
 
+    @property
+    def end_class(self) -> int | None:
+        """The class of end tokens; that and what follows it are the tail's. None where nothing ends a text."""
+        return None if self.num_classes == self.text.num_classes else self.text.num_classes
+
     def finals(self, tokens_left: int, pins: Mapping[int, int] | None = None) -> np.ndarray:
         """float64 [S]: 0 for states a canvas may end in when so many tokens may still follow it, else -inf.
 
