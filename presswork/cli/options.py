@@ -5,6 +5,7 @@ import re
 import types
 from collections.abc import Callable
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
@@ -16,6 +17,9 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="An embedded model's name, a folder, or a Hub id.", show_default=True)
 ]
 RequiredModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)]
+TextsArgument = Annotated[
+    list[Path], typer.Argument(help='Texts: a file is one, a line {"text": "..."} of a .jsonl file is one.')
+]
 StepsOption = Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")]
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same text.", min=0)]
 DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu or cuda.")]

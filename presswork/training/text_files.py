@@ -126,7 +126,7 @@ def read_examples(files: Sequence[Path], reader: ExampleReader, row_length: int,
     examples: list[Example] = []
     faults: list[str] = []
     num_cut = 0
-    for where, record in _records(files, faults):
+    for where, record in read_records(files, faults):
         try:
             found = [reader.plain(record)] if isinstance(record, str) else reader.read(record)
         except PressworkError as error:
@@ -160,8 +160,11 @@ def read_examples(files: Sequence[Path], reader: ExampleReader, row_length: int,
     )
 
 
-def _records(files: Sequence[Path], faults: list[str]) -> Iterator[tuple[str, Any]]:
-    """(where, record) of every line of .jsonl files, and (where, text) of every other file."""
+def read_records(files: Sequence[Path], faults: list[str]) -> Iterator[tuple[str, Any]]:
+    """(where, record) of every line of .jsonl files, and (where, text) of every other file.
+
+    Lines and files that cannot be read are added to faults. Raises DataError for a missing file.
+    """
     for file in files:
         try:
             data = file.read_bytes()

@@ -1,4 +1,4 @@
-"""`run` under a constraint, `fill`, `edit` and `eval structure`: results, files, and what is said of mistakes."""
+"""`run` under a constraint, `fill`, `edit` and what evaluates them: results, files, and what is said of mistakes."""
 
 import json
 import os
@@ -194,3 +194,21 @@ def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "link").symlink_to("real")
     write_atomically(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+
+
+def test_eval_fill_edit_and_decide_report(capsys, folder, file, tmp_path):
+    ask = (file, "--model", folder, "--num", 2, "--json")
+    code, out, _ = run(capsys, "eval", "fill", *ask, "--gap-tokens", 3, "--candidates", 1, "--steps", 2)
+    report = json.loads(out)
+    assert code == 0 and report["diffusion"]["preserved"] == 1.0 and report["ar"]["num"] == 2
+    code, out, _ = run(capsys, "eval", "edit", *ask, "--span-tokens", 3, "--candidates", 1, "--steps", 2)
+    assert code == 0 and json.loads(out)["outside"] == 1.0
+    code, out, _ = run(capsys, "eval", "decide", *ask, "--style", "texts")
+    assert code == 0 and json.loads(out)["num"] == 2
+    for task in ("fill", "edit", "decide"):
+        code, _, err = run(capsys, "eval", task, tmp_path / "none.txt", "--model", folder)
+        assert code and "cannot read" in err and "none.txt" in err
+    for task, flags in (("fill", ("--candidates", 1, "--steps", 2)), ("edit", ("--candidates", 1, "--steps", 2)),
+                        ("decide", ("--style", "texts"))):  # fmt: skip
+        code, out, _ = run(capsys, "eval", task, *ask[:-1], *flags)
+        assert code == 0 and "num" in out.lower()

@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from presswork.engine.borders import cut_after
 from presswork.engine.engine import Engine
-from presswork.engine.events import Reply
 from presswork.engine.params import Mode
-from presswork.errors import GenerationError, UnsupportedError
+from presswork.errors import GenerationError
 from presswork.tasks.code.headers import function_headers
 from presswork.tasks.code.human_eval import InfillTask
-from presswork.text.tokenizer import Tokenizer
+from presswork.tasks.completion import complete
 from presswork.training.loss import batch_losses
 from presswork.training.packing import PackConfig, PackedBatches, load_documents
 
@@ -107,7 +105,7 @@ def evaluate_functions(
         numbers = range(start, min(num, start + _BATCH))
         prefixes = [headers[i % len(headers)] for i in numbers]
         seeds = [seed + i for i in numbers]
-        found = _complete(engine, prefixes, seeds, mode=mode, max_tokens=_function_tokens(engine), **params)
+        found = complete(engine, prefixes, seeds, mode=mode, max_tokens=_function_tokens(engine), **params)
         for prefix, (text, reply) in zip(prefixes, found, strict=True):
             body = indented_part(text)
             functions.append(prefix + body)
@@ -194,37 +192,10 @@ def _continued_line(
     """(the line from its beginning to its end; its tokens)."""
     # The token at the border may hold the line break before the line; that is no end.
     ask = {"temperature": 0.0, "stop": "\n", "min_tokens": 1, "max_tokens": LINE_TOKENS + 2, **params}
-    text, reply = _complete(engine, [task.prefix], [seed], mode="ar", **ask)[0]
+    text, reply = complete(engine, [task.prefix], [seed], mode="ar", **ask)[0]
     return text.partition("\n")[0] + "\n", [len(reply.token_ids)]
-
-
-def _complete(engine: Engine, prefixes: Sequence[str], seeds: Sequence[int], **params: Any) -> list[tuple[str, Reply]]:
-    """(what was written behind each prefix, bytes that are no UTF-8 replaced; the reply)."""
-    tokenizer = _tokenizer(engine)
-    cuts = [cut_after(tokenizer, prefix, engine.model.config.vocab_size) for prefix in prefixes]
-    requests = []
-    try:
-        for (ids, border), seed in zip(cuts, seeds, strict=True):
-            banned = {} if border.banned is None else {0: border.banned}
-            requests.append(engine.submit(ids, engine.defaults.changed(seed=seed, **params), banned=banned))
-        replies = [engine.reply(request) for request in requests]
-    finally:
-        for request in requests:
-            engine.cancel(request)
-    written = []
-    for (_, border), reply in zip(cuts, replies, strict=True):
-        parts = b"".join(tokenizer.all_token_bytes[i] for i in reply.token_ids if i < tokenizer.vocab_size)
-        written.append((parts[len(border.given) :].decode("utf-8", "replace"), reply))
-    return written
 
 
 def _function_tokens(engine: Engine) -> int:
     """Room for a function, and for its header before it."""
     return min(_FUNCTION_TOKENS, engine.max_context // 2)
-
-
-def _tokenizer(engine: Engine) -> Tokenizer:
-    tokenizer = engine.tokenizer
-    if tokenizer is None or tokenizer.decoder_kind == "whole":
-        raise UnsupportedError(f"model {engine.name!r} has no tokenizer whose tokens have a text each; give another")
-    return tokenizer

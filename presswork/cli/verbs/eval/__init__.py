@@ -3,12 +3,15 @@
 import typer
 
 from presswork.cli.verbs.eval.code import code
+from presswork.cli.verbs.eval.decide import decide
+from presswork.cli.verbs.eval.edit import edit
+from presswork.cli.verbs.eval.fill import fill
 from presswork.cli.verbs.eval.molecules import molecules
 from presswork.cli.verbs.eval.structure import structure
 from presswork.cli.verbs.eval.sudoku import sudoku
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-for task in (sudoku, molecules, code, structure):
+for task in (sudoku, molecules, code, structure, fill, edit, decide):
     app.command()(task)
 
 
