@@ -20,6 +20,7 @@ from presswork.settings import Settings
 VERBS = {
     "run": "Generate from a prompt.",
     "chat": "Talk with a model.",
+    "serve": "Serve models over HTTP.",
     "fill": "Fill gaps in a text.",
     "edit": "Change a text in place.",
     "decide": "Answer questions with given options.",

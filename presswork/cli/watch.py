@@ -7,14 +7,13 @@ Looks:
     dropped     behind the end of the text   hardly visible
 """
 
-from collections.abc import Iterator, Sequence
-
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.style import Style
 from rich.text import Text
 
 from presswork.cli.output import shown
 from presswork.engine.events import Commit, Draft, Event
+from presswork.text.pieces import pieces
 from presswork.text.tokenizer import Tokenizer
 
 _SETTLED_NATS = 0.02
@@ -63,34 +62,11 @@ class CanvasView:
 
     def _canvas(self, draft: Draft) -> Text:
         text, is_dropped = Text(), False
-        for piece, first, stop in self._pieces(draft.token_ids):
+        for piece, first, stop in pieces(self._tokenizer, draft.token_ids):
             entropy, accepted = max(draft.entropy[first:stop]), all(draft.accepted[first:stop])
-            text.append(piece, style=_DROPPED if is_dropped else _style(entropy, accepted))
+            text.append(shown(piece) or _NO_TEXT, style=_DROPPED if is_dropped else _style(entropy, accepted))
             is_dropped = is_dropped or draft.token_ids[first] in self._end_ids
         return text
-
-    def _pieces(self, ids: Sequence[int]) -> Iterator[tuple[str, int, int]]:
-        """(text, first position, position after the last): a character split over several tokens is one piece."""
-        first, pending = 0, b""
-        for position, token in enumerate(ids):
-            piece = b"" if self._tokenizer is None else self._token_bytes(token)
-            try:
-                text = (pending + piece).decode()
-            except UnicodeDecodeError as error:
-                # An unfinished character of at most four bytes may still be completed by the next token.
-                if error.end == len(pending + piece) and len(pending + piece) - error.start < 4:
-                    pending += piece
-                    continue
-                text = (pending + piece).decode(errors="replace")
-            yield shown(text) or _NO_TEXT, first, position + 1
-            first, pending = position + 1, b""
-        if pending:
-            yield _NO_TEXT, first, len(ids)
-
-    def _token_bytes(self, token: int) -> bytes:
-        assert self._tokenizer is not None
-        # Special tokens would be drawn by name, and noise is full of them.
-        return b"" if token in self._tokenizer.special_ids else self._tokenizer.token_bytes(token)
 
 
 def _style(entropy: float, accepted: bool) -> Style:

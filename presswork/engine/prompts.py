@@ -67,9 +67,12 @@ class PromptReader:
         calls, rest = parse_tool_calls(answer, self._tokenizer)
         if reasoning is None and not calls:
             return reply
+        text = self._tokenizer.decode(rest)
+        if isinstance(reply.stop_match, str):
+            text = text.partition(reply.stop_match)[0]
         return replace(
             reply,
-            text=self._tokenizer.decode(rest),
+            text=text,
             reasoning=None if reasoning is None else self._tokenizer.decode(reasoning),
             tool_calls=calls,
         )

@@ -52,6 +52,7 @@ def split_reasoning(token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[lis
     channel: list[int] | None = None
     for token_id in ids:
         if token_id == opening:
+            reasoning += _without_name(channel or [], tokenizer)
             channel = []
         elif channel is None:
             answer.append(token_id)
@@ -63,15 +64,29 @@ def split_reasoning(token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[lis
     return reasoning + _without_name(channel or [], tokenizer), answer
 
 
+def name_length(channel: Sequence[int], tokenizer: Tokenizer, *, is_whole: bool = False) -> int | None:
+    """How many of a channel's first ids are its name, None while more ids could make one of them; pure.
+
+    A token that holds the name's newline and more white space goes with it. Of a channel that is whole already, a name
+    without its newline is one too.
+    """
+    text = tokenizer.decode(channel)
+    if text.startswith(CHANNEL_NAME):
+        return len(channel) if not text[len(CHANNEL_NAME) :].strip() else 0
+    if not CHANNEL_NAME.startswith(text):
+        return 0
+    if not is_whole:
+        return None
+    return len(channel) if text == CHANNEL_NAME.strip() else 0
+
+
 def _without_name(channel: list[int], tokenizer: Tokenizer) -> list[int]:
-    """The channel's ids after its name; a token that holds the name's newline and more white space goes with it."""
+    """The channel's ids after its name."""
     for count in range(1, len(channel) + 1):
-        text = tokenizer.decode(channel[:count])
-        if text.startswith(CHANNEL_NAME):
-            return channel[count:] if not text[len(CHANNEL_NAME) :].strip() else channel
-        if not CHANNEL_NAME.startswith(text):
-            return channel
-    return [] if tokenizer.decode(channel) == CHANNEL_NAME.strip() else channel
+        length = name_length(channel[:count], tokenizer)
+        if length is not None:
+            return channel[length:]
+    return channel[name_length(channel, tokenizer, is_whole=True) or 0 :]
 
 
 def parse_tool_calls(token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[list[ToolCall], list[int]]:
@@ -96,7 +111,7 @@ def parse_tool_calls(token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[li
         else:
             pending.append(token_id)
             if token_id == closing:
-                call = _read_call(pending[1:-1], tokenizer)
+                call = read_call(pending[1:-1], tokenizer)
                 if call is None:
                     rest += pending
                 else:
@@ -105,7 +120,8 @@ def parse_tool_calls(token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[li
     return calls, rest + (pending or [])
 
 
-def _read_call(ids: list[int], tokenizer: Tokenizer) -> ToolCall | None:
+def read_call(ids: list[int], tokenizer: Tokenizer) -> ToolCall | None:
+    """The call between two marks, None where it is malformed."""
     reader = _Reader(_segments(ids, tokenizer))
     try:
         name = reader.match(_NAME).group(1)

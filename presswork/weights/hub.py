@@ -28,6 +28,7 @@ from presswork.weights.files import CONFIG_FILE, one_line, weight_map
 logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
+DEFAULT_MODEL = "sudoku"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _WANTED = ("*.json", "*.jinja", "model*.safetensors", "tokenizer*")
@@ -107,6 +108,11 @@ def list_models() -> list[LocalModel]:
         (model for source in (embedded, _in_hub_cache()) for model in source if _is_usable(model.path)),
         key=lambda model: (model.kind, model.name),
     )
+
+
+def embedded_names() -> list[str]:
+    """Names of the embedded models, the default first."""
+    return sorted(_embedded(), key=lambda name: (name != DEFAULT_MODEL, name))
 
 
 def _embedded() -> dict[str, Path]:

@@ -1,0 +1,151 @@
+"""`presswork serve`."""
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from presswork.cli.model import apply_threads
+from presswork.cli.options import DeviceOption, DtypeOption
+from presswork.cli.output import note
+from presswork.engine.engine import EngineConfig
+from presswork.errors import ConfigError
+from presswork.weights.hub import embedded_names
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_DRAIN_S = 30
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]MODEL...",
+            show_default=False,
+            help="Embedded models' names, folders or Hub ids; the first is the default. None serves the embedded ones.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="Requests must carry one of these keys.", show_default=False)
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="A file of such keys, one a line.", show_default=False)
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[MODEL:]NAME=FOLDER", help="An adapter, asked for as MODEL:NAME.", show_default=False),
+    ] = None,
+    memory_gib: Annotated[
+        float | None, typer.Option(help="For all loaded models' weights together.", min=0, show_default=False)
+    ] = None,
+    idle_s: Annotated[
+        float | None, typer.Option(help="Unload a model after so many seconds without a request.", min=0)
+    ] = None,
+    max_context: Annotated[
+        int | None, typer.Option(help="Positions of a sequence; the model's by default.", min=1)
+    ] = None,
+    max_running: Annotated[int, typer.Option(help="Requests that share passes.", min=1)] = 32,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; one more gets 429.", min=1)] = 1024,
+    deadline_s: Annotated[
+        float | None, typer.Option(help="A request may take, queue included.", min=0, show_default=False)
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="Origins whose pages may call; * is any.", show_default=False)
+    ] = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+) -> None:
+    """Serve models over HTTP: OpenAI, Anthropic, editors' endpoints, and a page at /.
+
+    Ctrl-C or SIGTERM lets running requests finish, for 30 seconds at most.
+
+    \b
+    Examples:
+      presswork serve
+      presswork serve google/diffusiongemma-26b-a4b-it --host 0.0.0.0 --api-key-file keys.txt
+      presswork serve code=runs/code/model sudoku --adapter code:docs=runs/lora/adapter
+    """
+    import uvicorn
+
+    from presswork.server.app import create_app
+    from presswork.server.config import ServerConfig
+
+    apply_threads(context.obj)
+    named = dict(map(_named, models or embedded_names()))
+    config = ServerConfig(
+        models=named,
+        adapters=_adapters(adapter or [], next(iter(named))),
+        device=device,
+        dtype=dtype,
+        engine=EngineConfig(max_running=max_running, max_waiting=max_waiting, max_context=max_context),
+        memory_bytes=None if not memory_gib else int(memory_gib * 2**30),
+        idle_s=idle_s,
+        api_keys=_keys(api_key or [], api_key_file),
+        deadline_s=deadline_s,
+        cors_origins=tuple(cors_origin or ()),
+    )
+    listener = _listener(host, port)
+    shown = f"[{host}]" if ":" in host else host
+    note(f"serving {', '.join(named)} at http://{shown}:{listener.getsockname()[1]}")
+    if host not in ("127.0.0.1", "localhost", "::1") and not config.api_keys:
+        note("anybody who reaches this address may use it: there is no API key (--api-key-file)")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(config), log_config=None, access_log=False, timeout_graceful_shutdown=_DRAIN_S, lifespan="on"
+        )
+    )
+    server.run(sockets=[listener])
+
+
+def _named(text: str) -> tuple[str, str]:
+    """(name, source) of NAME=SOURCE; a source alone goes by its last part."""
+    name, is_named, source = text.partition("=")
+    if not is_named or Path(text).exists():
+        return (Path(text).name if Path(text).is_dir() else text), text
+    if not name or not source:
+        raise ConfigError(f"a model is given as NAME=MODEL or MODEL, got {text!r}")
+    return name, source
+
+
+def _adapters(given: list[str], default: str) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for text in given:
+        name, _, folder = text.partition("=")
+        model, _, name = name.rpartition(":")
+        if not name or not folder:
+            raise ConfigError(f"--adapter takes [MODEL:]NAME=FOLDER, got {text!r}")
+        found.setdefault(model or default, {})[name] = folder
+    return found
+
+
+def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
+    keys = list(given)
+    if file is not None:
+        try:
+            keys += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"the keys in {file} cannot be read: {error}") from error
+        if not keys:
+            raise ConfigError(f"{file} holds no key; write one a line")
+    return tuple(keys)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a taken port is known before a model is loaded. Raises ConfigError."""
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(kind, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}; try another --port") from error
+    listener.set_inheritable(True)
+    return listener

@@ -1,0 +1,1 @@
+"""The HTTP server: the protocols people already use, over one engine a model."""

@@ -1,0 +1,79 @@
+"""What a body asks a reply to be kept to, as a language of the engine."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from presswork.errors import RequestError
+from presswork.grammar.languages import Choices, JsonSchema, Language, Regex, ToolCalls
+
+_ANY_OBJECT = {"type": "object"}
+_MAX_PARALLEL_CALLS = 4
+
+
+def of_response_format(given: Mapping[str, Any] | None) -> Language | None:
+    """OpenAI's response_format; None is free text. Raises RequestError."""
+    if given is None or given.get("type") == "text":
+        return None
+    if given.get("type") == "json_object":
+        return JsonSchema(_ANY_OBJECT)
+    if given.get("type") != "json_schema":
+        kind = str(given.get("type"))[:40]
+        raise RequestError(f"response_format.type must be text, json_object or json_schema, got {kind!r}")
+    # The Responses API has the schema beside the type, the chat API one level below.
+    holder = given.get("json_schema", given)
+    schema = holder.get("schema") if isinstance(holder, Mapping) else None
+    if not isinstance(schema, Mapping):
+        raise RequestError("response_format of type json_schema needs a schema, an object; give one")
+    return JsonSchema(dict(schema))
+
+
+def of_structured_outputs(given: Mapping[str, Any] | None) -> Language | None:
+    """vLLM's structured_outputs: one of json, regex and choice. Raises RequestError."""
+    if given is None:
+        return None
+    if len(given) != 1 or not set(given) <= {"json", "regex", "choice"}:
+        raise RequestError(f"structured_outputs takes one of json, regex and choice, got {sorted(given)[:5]}")
+    ((kind, value),) = given.items()
+    if kind == "json" and isinstance(value, Mapping):
+        return JsonSchema(dict(value))
+    if kind == "regex" and isinstance(value, str):
+        return Regex(value)
+    if kind == "choice" and isinstance(value, Sequence) and not isinstance(value, str):
+        return Choices(list(value))
+    raise RequestError(f"structured_outputs.{kind} is malformed: got {str(value)[:80]!r}")
+
+
+def of_tool_choice(
+    choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]], *, is_parallel: bool
+) -> Language | None:
+    """What a tool_choice forces; None where the model may choose. Raises RequestError.
+
+    Args: choice: "auto", "none", "required", or an object that names a function.
+    """
+    if choice in (None, "auto", "none"):
+        return None
+    most = _MAX_PARALLEL_CALLS if is_parallel else 1
+    if not tools:
+        raise RequestError(f"tool_choice is {choice!r}, and there are no tools; give some")
+    if choice == "required":
+        return ToolCalls(list(tools), max_calls=most)
+    name = _named(choice)
+    if name is None:
+        raise RequestError(f"tool_choice must be auto, none, required or name a function, got {str(choice)[:80]!r}")
+    return ToolCalls(list(tools), names=[name], max_calls=most)
+
+
+def only_one(languages: Mapping[str, Language | None]) -> Language | None:
+    """The language that is asked for. Raises RequestError where two fields ask for one."""
+    asked = {name: language for name, language in languages.items() if language is not None}
+    if len(asked) > 1:
+        raise RequestError(f"{' and '.join(asked)} ask for different forms of one reply; leave one of them out")
+    return next(iter(asked.values()), None)
+
+
+def _named(choice: str | Mapping[str, Any] | None) -> str | None:
+    if not isinstance(choice, Mapping):
+        return None
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else choice.get("name")
+    return name if isinstance(name, str) else None

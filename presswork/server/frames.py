@@ -1,0 +1,39 @@
+"""Drafts as clients see them: the canvas in pieces, each with how sure the model is of it."""
+
+from typing import Any
+
+from presswork.engine.engine import Engine
+from presswork.engine.events import Draft
+from presswork.text.pieces import pieces
+
+
+def frame(draft: Draft, engine: Engine) -> dict[str, Any]:
+    """A draft as a field of a chunk that strict clients skip.
+
+    Returns: type, canvas and step (both from 1), total (steps at most), text, and pieces of [text, entropy in nats,
+        accepted]; what stands behind an end token is left out.
+    """
+    found = _until_end(draft, engine)
+    return {
+        "type": "diffusion_frame",
+        "canvas": draft.canvas_index + 1,
+        "step": draft.step,
+        "total": draft.max_steps,
+        "text": "".join(text for text, _, _ in found),
+        "pieces": [[text, round(entropy, 4), accepted] for text, entropy, accepted in found],
+    }
+
+
+def full_text(so_far: str, draft: Draft, engine: Engine) -> str:
+    """The text as it would be if the canvas stayed as it is."""
+    return so_far + "".join(text for text, _, _ in _until_end(draft, engine))
+
+
+def _until_end(draft: Draft, engine: Engine) -> list[tuple[str, float, bool]]:
+    """(text, the largest entropy, whether all was accepted) of each piece before the first end token."""
+    stop = next((i for i, token in enumerate(draft.token_ids) if token in engine.end_ids), len(draft.token_ids))
+    return [
+        (text, max(draft.entropy[first:last]), all(draft.accepted[first:last]))
+        for text, first, last in pieces(engine.tokenizer, draft.token_ids[:stop])
+        if text
+    ]

@@ -1,0 +1,140 @@
+"""From a request to what it gives, bit by bit: the same for every protocol, streamed or not."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from presswork.engine.events import Commit, Done, Draft, Reply, TokenLogprob, TokenTrace
+from presswork.engine.params import SamplingParams
+from presswork.engine.ranking import seed_of
+from presswork.server.registry import Lease
+from presswork.text.parsers import ToolCall
+from presswork.text.parts import PartReader, Piece
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What is to be written.
+
+    Args:
+        is_chat: reasoning and tool calls are split off.
+        wants_drafts: drafts are given out too.
+    """
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    is_chat: bool = True
+    wants_drafts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Log-probabilities of tokens that were committed."""
+
+    tokens: list[TokenLogprob]
+
+
+Bit = Piece | ToolCall | Draft | Logprobs | Done
+
+
+@dataclass(slots=True)
+class Written:
+    """A whole reply, put together from its bits."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    reply: Reply | None = None
+
+    def add(self, bit: Bit) -> None:
+        """Take in one more bit. Mutates self."""
+        if isinstance(bit, Piece):
+            if bit.kind == "text":
+                self.text += bit.text
+            else:
+                self.reasoning += bit.text
+        elif isinstance(bit, ToolCall):
+            self.calls.append(bit)
+        elif isinstance(bit, Logprobs):
+            self.logprobs += bit.tokens
+        elif isinstance(bit, Done):
+            self.reply = bit.reply
+
+
+def several(ask: Ask, num: int) -> list[Ask]:
+    """The same request so many times, from seeds of their own."""
+    return [replace(ask, params=ask.params.changed(seed=seed_of(ask.params.seed, i))) for i in range(num)]
+
+
+async def bits(lease: Lease, asks: Sequence[Ask]) -> AsyncIterator[tuple[int, Bit]]:
+    """The bits of all replies as they come, each with its request's number; the last of each is its Done.
+
+    Closing it, or being cancelled, cancels the requests. Raises the first error of any.
+    """
+    if len(asks) == 1:
+        async for bit in _bits(lease, asks[0]):
+            yield 0, bit
+        return
+    queue: asyncio.Queue[tuple[int, Bit] | BaseException] = asyncio.Queue()
+
+    async def forward(number: int) -> None:
+        try:
+            async for bit in _bits(lease, asks[number]):
+                queue.put_nowait((number, bit))
+        except Exception as error:  # noqa: BLE001 - handed to whoever reads
+            queue.put_nowait(error)
+
+    tasks = [asyncio.ensure_future(forward(number)) for number in range(len(asks))]
+    try:
+        num_done = 0
+        while num_done < len(asks):
+            found = await queue.get()
+            if isinstance(found, BaseException):
+                raise found
+            num_done += isinstance(found[1], Done)
+            yield found
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def written(lease: Lease, asks: Sequence[Ask]) -> list[Written]:
+    """All replies, whole."""
+    found = [Written() for _ in asks]
+    async for number, bit in bits(lease, asks):
+        found[number].add(bit)
+    return found
+
+
+async def _bits(lease: Lease, ask: Ask) -> AsyncIterator[Bit]:
+    tokenizer = lease.model.tokenizer
+    reader = None
+    if ask.is_chat and tokenizer is not None:
+        reader = PartReader(tokenizer, ask.params.stop, is_continuation=ask.params.constraint is not None)
+    events = lease.engine.stream(ask.prompt_ids, ask.params, drafts=ask.wants_drafts)
+    try:
+        async for event in events:
+            if isinstance(event, Draft):
+                yield event
+            elif isinstance(event, Commit):
+                if event.logprobs:
+                    yield Logprobs(event.logprobs)
+                if reader is not None:
+                    for bit in reader.push(event.token_ids):
+                        yield bit
+                elif event.text:
+                    yield Piece("text", event.text)
+            else:
+                for bit in reader.flush() if reader is not None else ():
+                    yield bit
+                yield event
+    finally:
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+def prediction_counts(trace: Sequence[TokenTrace] | None, num_predicted: int) -> tuple[int, int]:
+    """(tokens of a prediction that stand in the reply where they were, those that do not)."""
+    kept = sum(token.is_kept for token in trace or ())
+    return kept, max(0, num_predicted - kept)

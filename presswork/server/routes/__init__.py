@@ -1,0 +1,1 @@
+"""The protocols, one module a family of paths."""

@@ -1,0 +1,374 @@
+"""OpenAI's chat completions."""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from presswork.engine.events import Done, Draft, Reply, TokenLogprob
+from presswork.engine.params import SamplingParams
+from presswork.errors import RequestError
+from presswork.server.constraints import of_response_format, of_structured_outputs, of_tool_choice, only_one
+from presswork.server.frames import frame, full_text
+from presswork.server.generation import Ask, Bit, Logprobs, Written, bits, prediction_counts, several, written
+from presswork.server.registry import Lease
+from presswork.server.routes.common import new_id, now, server_of, streamed, timings, whole
+from presswork.server.sse import DONE, event, readable
+from presswork.server.wire import CanvasFields, Wire, refuse, sampling
+from presswork.text.parsers import ToolCall
+from presswork.text.parts import Piece
+from presswork.text.tokenizer import Tokenizer
+
+router = APIRouter()
+
+MAX_CHOICES = 32
+_EFFORTS = ("none", "instant", "minimal", "low", "medium", "high", "xhigh")
+
+
+class StreamOptions(Wire):
+    """What a stream holds beside its text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    drafts: bool = False
+
+
+class Prediction(Wire):
+    """A text that the reply is expected to be much like: canvases start from it."""
+
+    type: Literal["content"]
+    content: str | list[dict[str, Any]]
+
+
+class ChatRequest(CanvasFields):
+    """A body of POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]]
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    diffusing: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: str | list[str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    prediction: Prediction | None = None
+    start_noise: float | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    # Honoured by doing nothing: they are about whoever sends the request, or about a service that this is not.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    # Refused where they ask for anything.
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "modalities": (["text"],), "audio": (),
+    "functions": ([],), "function_call": ("none", "auto"), "web_search_options": (), "verbosity": ("medium",),
+    "store": (False,), "service_tier": ("auto", "default"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAsk:
+    """A chat request as the engine takes it, and how its answer is told.
+
+    Args:
+        num_predicted: tokens of the prediction, None where there is none.
+        is_full_text: every event of a stream holds the whole text so far, drafts included.
+    """
+
+    asks: list[Ask]
+    model: str
+    num_predicted: int | None
+    include_usage: bool
+    is_full_text: bool
+    has_drafts: bool
+    id: str = field(default_factory=lambda: new_id("chatcmpl"))
+    created: int = field(default_factory=now)
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(request: Request, body: ChatRequest) -> Response:
+    """Answer a conversation."""
+    refuse(body, _NEUTRAL)
+    server = server_of(request)
+    if body.stream:
+        return await streamed(request, _streamed(request, body))
+
+    async def answer() -> Response:
+        async with server.registry.use(body.model) as lease:
+            asked = read_chat(body, lease)
+            found = await written(lease, asked.asks)
+            for one in found:
+                assert one.reply is not None
+                server.metrics.count(lease.name, one.reply)
+            return JSONResponse(_completion(asked, found, lease))
+
+    return await whole(request, answer())
+
+
+def read_chat(body: ChatRequest, lease: Lease) -> ChatAsk:
+    """Check a body against a model. Raises RequestError."""
+    num = 1 if body.n is None else body.n
+    if not 1 <= num <= MAX_CHOICES:
+        raise RequestError(f"n must be an integer in 1..{MAX_CHOICES}, got {num}")
+    options = body.stream_options or StreamOptions()
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options are for streams; leave them out, or set stream")
+    if body.diffusing and not body.stream:
+        raise RequestError("diffusing is for streams; leave it out, or set stream")
+    tools = list(body.tools or [])
+    params = _params(body, lease, tools)
+    if params.mode == "ar" and (options.drafts or body.diffusing):
+        raise RequestError("mode ar has no drafts; leave out stream_options.drafts and diffusing")
+    variables = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        if body.reasoning_effort not in _EFFORTS:
+            raise RequestError(f"reasoning_effort must be one of {', '.join(_EFFORTS)}, got {body.reasoning_effort!r}")
+        variables.setdefault("enable_thinking", body.reasoning_effort not in ("none", "instant", "minimal"))
+    shown = [] if body.tool_choice == "none" else tools
+    ids = lease.model.encode_chat(body.messages, tools=shown or None, template_variables=variables)
+    predicted = None
+    if body.prediction is not None:
+        assert lease.model.tokenizer is not None
+        predicted = len(lease.model.tokenizer.encode(_prediction(body.prediction), add_special_tokens=False))
+    has_drafts = bool(options.drafts or body.diffusing)
+    return ChatAsk(
+        asks=several(Ask(prompt_ids=ids, params=params, wants_drafts=has_drafts), num),
+        model=body.model or lease.name,
+        num_predicted=predicted,
+        include_usage=options.include_usage,
+        is_full_text=bool(body.diffusing),
+        has_drafts=options.drafts,
+    )
+
+
+def _params(body: ChatRequest, lease: Lease, tools: Sequence[Mapping[str, Any]]) -> SamplingParams:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true")
+    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
+        raise RequestError("max_tokens and max_completion_tokens differ; give one of them")
+    constraint = only_one({
+        "response_format": of_response_format(body.response_format),
+        "structured_outputs": of_structured_outputs(body.structured_outputs),
+        "tool_choice": of_tool_choice(body.tool_choice, tools, is_parallel=bool(body.parallel_tool_calls)),
+    })  # fmt: skip
+    start = None if body.prediction is None else _prediction(body.prediction)
+    if body.start_noise is not None and start is None:
+        raise RequestError("start_noise is about a prediction; give one, or leave it out")
+    return sampling(
+        body,
+        lease.model.defaults,
+        max_tokens=body.max_completion_tokens if body.max_tokens is None else body.max_tokens,
+        seed=body.seed,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        stop=body.stop,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        constraint=constraint,
+        start=start,
+        start_noise=body.start_noise,
+        trace=True if start is not None else None,
+        adapter=lease.adapter,
+    )
+
+
+def _prediction(prediction: Prediction) -> str:
+    if isinstance(prediction.content, str):
+        return prediction.content
+    texts = [part.get("text") for part in prediction.content if part.get("type") == "text"]
+    if len(texts) < len(prediction.content) or not all(isinstance(text, str) for text in texts):
+        raise RequestError("prediction.content must be a text, or a list of parts of type text")
+    return "".join(text for text in texts if text is not None)
+
+
+def _completion(asked: ChatAsk, found: Sequence[Written], lease: Lease) -> dict[str, Any]:
+    replies = [one.reply for one in found if one.reply is not None]
+    return {
+        "id": asked.id,
+        "object": "chat.completion",
+        "created": asked.created,
+        "model": asked.model,
+        "choices": [_choice(asked, number, one, lease) for number, one in enumerate(found)],
+        "usage": usage(asked, found, lease),
+        "timings": timings(replies[0].stats),
+    }
+
+
+def _choice(asked: ChatAsk, number: int, found: Written, lease: Lease) -> dict[str, Any]:
+    assert found.reply is not None
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": found.text or (None if found.calls else ""),
+        "refusal": None,
+    }
+    if found.reasoning:
+        message["reasoning_content"] = found.reasoning
+    if found.calls:
+        message["tool_calls"] = [tool_call(asked.id, number, i, call) for i, call in enumerate(found.calls)]
+    listed = None
+    if asked.asks[0].params.logprobs is not None:
+        listed = {"content": chat_logprobs(found.logprobs, lease.model.tokenizer), "refusal": None}
+    return {
+        "index": number,
+        "message": message,
+        "logprobs": listed,
+        "finish_reason": finish_reason(found.reply, has_calls=bool(found.calls)),
+    }
+
+
+def tool_call(reply_id: str, choice: int, number: int, call: ToolCall) -> dict[str, Any]:
+    """A whole tool call; its id says which reply, choice and place it is of."""
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    name = f"call_{reply_id.rpartition('-')[2]}_{choice}_{number}"
+    return {"id": name, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def finish_reason(reply: Reply, *, has_calls: bool) -> str:
+    """Why a reply ended, in OpenAI's words."""
+    if reply.finish_reason == "length":
+        return "length"
+    return "tool_calls" if has_calls else "stop"
+
+
+def usage(asked: ChatAsk, found: Sequence[Written], lease: Lease) -> dict[str, Any]:
+    """Tokens read and written, of all choices."""
+    replies = [one.reply for one in found if one.reply is not None]
+    completion = sum(reply.usage.completion_tokens for reply in replies)
+    prompt = replies[0].usage.prompt_tokens
+    tokenizer = lease.model.tokenizer
+    reasoning = 0
+    if tokenizer is not None:
+        reasoning = sum(len(tokenizer.encode_plain(one.reasoning)) for one in found if one.reasoning)
+    details: dict[str, int] = {"reasoning_tokens": reasoning}
+    if asked.num_predicted is not None:
+        counts = [prediction_counts(reply.trace, asked.num_predicted) for reply in replies]
+        details["accepted_prediction_tokens"] = sum(kept for kept, _ in counts)
+        details["rejected_prediction_tokens"] = sum(lost for _, lost in counts)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": min(reply.usage.cached_tokens for reply in replies)},
+        "completion_tokens_details": details,
+    }
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprob], tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
+    """OpenAI's list, without special tokens; each also says how and when it settled."""
+    assert tokenizer is not None
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        data = tokenizer.token_bytes(token)
+        return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+
+    return [
+        {
+            **one(t.token_id, t.logprob),
+            "top_logprobs": [one(token, logprob) for token, logprob in t.top],
+            "entropy": t.entropy,
+            "settled_step": t.settled_step,
+            "num_steps": t.num_steps,
+        }
+        for t in tokens
+        if t.token_id not in tokenizer.special_ids
+    ]
+
+
+async def _streamed(request: Request, body: ChatRequest) -> AsyncIterator[bytes]:
+    server = server_of(request)
+    async with server.registry.use(body.model) as lease:
+        asked = read_chat(body, lease)
+        found = [Written() for _ in asked.asks]
+        begun: set[int] = set()
+        async for number, bit in bits(lease, asked.asks):
+            # Not before there is something to say: until then an error can still be a status of its own.
+            if number not in begun:
+                begun.add(number)
+                yield _chunk(asked, number, {"role": "assistant", "content": ""})
+            found[number].add(bit)
+            for one in _chunks(asked, number, bit, found[number], lease):
+                yield one
+            if isinstance(bit, Done):
+                server.metrics.count(lease.name, bit.reply)
+        if asked.include_usage:
+            last = {**_head(asked), "choices": [], "usage": usage(asked, found, lease)}
+            assert found[0].reply is not None
+            yield event({**last, "timings": timings(found[0].reply.stats)})
+        yield DONE
+
+
+def _chunks(asked: ChatAsk, number: int, bit: Bit, so_far: Written, lease: Lease) -> list[bytes]:
+    """The events that one more bit of a choice makes."""
+    if isinstance(bit, Draft):
+        made = []
+        if asked.is_full_text:
+            made.append(_chunk(asked, number, {"content": full_text(so_far.text, bit, lease.model)}))
+        if asked.has_drafts:
+            made.append(_chunk(asked, number, {}, extra=frame(bit, lease.model)))
+        return made
+    if isinstance(bit, Piece):
+        if bit.kind == "reasoning":
+            return [_chunk(asked, number, {"reasoning_content": piece}) for piece in readable(bit.text)]
+        if asked.is_full_text:
+            return [_chunk(asked, number, {"content": so_far.text})]
+        return [_chunk(asked, number, {"content": piece}) for piece in readable(bit.text)]
+    if isinstance(bit, ToolCall):
+        return _call_chunks(asked, number, len(so_far.calls) - 1, bit)
+    if isinstance(bit, Logprobs):
+        listed = {"content": chat_logprobs(bit.tokens, lease.model.tokenizer), "refusal": None}
+        return [_chunk(asked, number, {}, logprobs=listed)]
+    reason = finish_reason(bit.reply, has_calls=bool(so_far.calls))
+    return [_chunk(asked, number, {}, finish=reason)]
+
+
+def _call_chunks(asked: ChatAsk, number: int, place: int, call: ToolCall) -> list[bytes]:
+    """The call's name, then its arguments in pieces that together are their JSON."""
+    told = tool_call(asked.id, number, place, call)
+    arguments = told["function"]["arguments"]
+    told["function"] = {"name": call.name, "arguments": ""}
+    made = [_chunk(asked, number, {"tool_calls": [{"index": place, **told}]})]
+    for piece in readable(arguments):
+        delta = {"tool_calls": [{"index": place, "function": {"arguments": piece}}]}
+        made.append(_chunk(asked, number, delta))
+    return made
+
+
+def _head(asked: ChatAsk) -> dict[str, Any]:
+    head = {"id": asked.id, "object": "chat.completion.chunk", "created": asked.created, "model": asked.model}
+    return {**head, "usage": None} if asked.include_usage else head
+
+
+def _chunk(
+    asked: ChatAsk, number: int, delta: dict[str, Any], *, finish: str | None = None,
+    logprobs: dict[str, Any] | None = None, extra: dict[str, Any] | None = None,
+) -> bytes:  # fmt: skip
+    choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    return event({**_head(asked), "choices": [choice], **(extra or {})})

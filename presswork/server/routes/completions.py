@@ -1,0 +1,303 @@
+"""OpenAI's completions: plain text behind plain text, or between two of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from presswork.engine.engine import Engine
+from presswork.engine.events import Done, TokenLogprob
+from presswork.engine.params import SamplingParams
+from presswork.engine.ranking import seed_of
+from presswork.errors import RequestError
+from presswork.server.constraints import of_response_format, of_structured_outputs, only_one
+from presswork.server.generation import Ask, Bit, Logprobs, Written, bits, several, written
+from presswork.server.registry import Lease
+from presswork.server.routes.chat import MAX_CHOICES, StreamOptions, finish_reason
+from presswork.server.routes.common import new_id, now, server_of, streamed, timings, whole
+from presswork.server.sse import DONE, event, readable
+from presswork.server.wire import CanvasFields, refuse, sampling
+from presswork.text.parts import Piece
+from presswork.text.tokenizer import Tokenizer
+
+router = APIRouter()
+
+_MAX_TOKENS = 16  # OpenAI's default
+MAX_PROMPTS = 64
+
+
+class CompletionRequest(CanvasFields):
+    """A body of POST /v1/completions."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    model: str | None = None
+    suffix: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: str | list[str] | None = None
+    logprobs: int | None = None
+    echo: bool | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    user: str | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionAsk:
+    """A request as the engine takes it: so many choices of each prompt, and what stands before each text."""
+
+    asks: list[Ask]
+    echoes: list[str]
+    num_prompts: int
+    model: str
+    include_usage: bool
+    id: str = field(default_factory=lambda: new_id("cmpl"))
+    created: int = field(default_factory=now)
+
+
+@router.post("/v1/completions")
+async def completions(request: Request, body: CompletionRequest) -> Response:
+    """Write on from each prompt."""
+    refuse(body, _NEUTRAL)
+    server = server_of(request)
+    if body.stream:
+        return await streamed(request, _streamed(request, body))
+
+    async def answer() -> Response:
+        async with server.registry.use(body.model) as lease:
+            if body.suffix is not None:
+                return JSONResponse(await filled(request, body, lease))
+            asked = _read(body, lease)
+            found = await written(lease, asked.asks)
+            for one in found:
+                assert one.reply is not None
+                server.metrics.count(lease.name, one.reply)
+            return JSONResponse(_completion(asked, found, lease))
+
+    return await whole(request, answer())
+
+
+def _read(body: CompletionRequest, lease: Lease) -> CompletionAsk:
+    """Check a body against a model. Raises RequestError."""
+    num = 1 if body.n is None else body.n
+    if not 1 <= num <= MAX_CHOICES:
+        raise RequestError(f"n must be an integer in 1..{MAX_CHOICES}, got {num}")
+    if body.best_of not in (None, num):
+        raise RequestError(f"best_of must be n, which is {num}, or left out, got {body.best_of}")
+    if body.stream_options is not None and (not body.stream or body.stream_options.drafts):
+        raise RequestError("stream_options are for streams, and drafts for chat completions; leave them out")
+    if body.echo and body.logprobs is not None:
+        raise RequestError("echo together with logprobs is not supported; leave one of them out")
+    prompts = _prompts(body.prompt, lease.model)
+    if not 1 <= len(prompts) <= MAX_PROMPTS:
+        raise RequestError(f"prompt must hold 1 to {MAX_PROMPTS} prompts, got {len(prompts)}")
+    params = params_of(body, lease)
+    asks = [several(Ask(prompt_ids=ids, params=params, is_chat=False), num) for ids, _ in prompts]
+    return CompletionAsk(
+        asks=[ask for group in asks for ask in group],
+        echoes=[text if body.echo else "" for _, text in prompts for _ in range(num)],
+        num_prompts=len(prompts),
+        model=body.model or lease.name,
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+    )
+
+
+def params_of(body: CompletionRequest, lease: Lease) -> SamplingParams:
+    """The sampling parameters of a body. Raises RequestError."""
+    constraint = only_one({
+        "response_format": of_response_format(body.response_format),
+        "structured_outputs": of_structured_outputs(body.structured_outputs),
+    })  # fmt: skip
+    return sampling(
+        body,
+        lease.model.defaults,
+        max_tokens=_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        seed=body.seed,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        stop=body.stop,
+        logprobs=body.logprobs,
+        constraint=constraint,
+        adapter=lease.adapter,
+    )
+
+
+def _prompts(given: Any, engine: Engine) -> list[tuple[list[int], str]]:
+    """(token ids, text) of each prompt; no chat template is applied."""
+    several = given if isinstance(given, list) and not (given and isinstance(given[0], int)) else [given]
+    found = []
+    for one in several:
+        if isinstance(one, str):
+            found.append((engine.encode_prompt(one, raw=True), one))
+        else:
+            found.append((one, "" if engine.tokenizer is None else engine.tokenizer.decode(one)))
+    return found
+
+
+async def filled(request: Request, body: CompletionRequest, lease: Lease) -> dict[str, Any]:
+    """The text between prompt and suffix; both stay as they are. Raises RequestError."""
+    if not isinstance(body.prompt, str):
+        raise RequestError("with a suffix, prompt must be one text")
+    for name in ("stop", "logprobs", "echo", "response_format"):
+        if getattr(body, name) not in (None, False):
+            raise RequestError(f"{name} cannot be kept together with a suffix; leave one of them out")
+    num = body.n or 1
+    if not 1 <= num <= MAX_CHOICES:
+        raise RequestError(f"n must be an integer in 1..{MAX_CHOICES}, got {num}")
+    params = gap_params(body, lease)
+    gap = of_structured_outputs(body.structured_outputs)
+    seed = body.seed or 0
+    replies = await asyncio.gather(*(
+        asyncio.to_thread(
+            lease.model.fill_gaps, [body.prompt, body.suffix or ""], max_tokens=body.max_tokens or _MAX_TOKENS,
+            gap=gap, seed=seed_of(seed, number), **params,
+        )
+        for number in range(num)
+    ))  # fmt: skip
+    tokenizer = lease.model.tokenizer
+    assert tokenizer is not None
+    written_tokens = sum(len(tokenizer.encode_plain(reply.texts[0])) for reply in replies)
+    prompt_tokens = len(tokenizer.encode_plain(body.prompt)) + len(tokenizer.encode_plain(body.suffix or ""))
+    return {
+        "id": new_id("cmpl"),
+        "object": "text_completion",
+        "created": now(),
+        "model": body.model or lease.name,
+        "choices": [
+            {"index": i, "text": reply.texts[0], "logprobs": None, "finish_reason": "stop"}
+            for i, reply in enumerate(replies)
+        ],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": written_tokens,
+            "total_tokens": prompt_tokens + written_tokens,
+        },
+    }
+
+
+def gap_params(body: Any, lease: Lease) -> dict[str, Any]:
+    """The engine's own fields in a body, as filling takes them."""
+    own = {name: getattr(body, name) for name in type(body).model_fields if name in _GAP_FIELDS}
+    given = {**own, "temperature": body.temperature, "adapter": lease.adapter}
+    if body.top_p not in (None, 1):
+        raise RequestError("top_p cannot be kept together with a suffix; leave one of them out")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+_GAP_FIELDS = (
+    "max_denoising_steps", "t_min", "t_max", "entropy_bound", "accept_threshold", "stability_threshold",
+    "confidence_threshold", "canvas_length", "repetition_penalty", "mode", "top_k", "min_tokens", "ignore_eos",
+    "stop_token_ids",
+)  # fmt: skip
+
+
+def _completion(asked: CompletionAsk, found: Sequence[Written], lease: Lease) -> dict[str, Any]:
+    made = []
+    for number, one in enumerate(found):
+        assert one.reply is not None
+        listed = None
+        if one.reply.logprobs is not None:
+            listed = completion_logprobs(one.logprobs, lease.model.tokenizer)
+        reason = finish_reason(one.reply, has_calls=False)
+        text = asked.echoes[number] + one.text
+        made.append({"index": number, "text": text, "logprobs": listed, "finish_reason": reason})
+    assert found[0].reply is not None
+    return {**_head(asked), "choices": made, "usage": _usage(asked, found), "timings": timings(found[0].reply.stats)}
+
+
+def _usage(asked: CompletionAsk, found: Sequence[Written]) -> dict[str, Any]:
+    replies = [one.reply for one in found if one.reply is not None]
+    firsts = replies[:: len(replies) // asked.num_prompts]  # a prompt counts once, however many choices it has
+    prompt = sum(reply.usage.prompt_tokens for reply in firsts)
+    completion = sum(reply.usage.completion_tokens for reply in replies)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(reply.usage.cached_tokens for reply in firsts)},
+    }
+
+
+def completion_logprobs(tokens: Sequence[TokenLogprob], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """OpenAI's older shape: parallel lists."""
+    assert tokenizer is not None
+    shown = [token for token in tokens if token.token_id not in tokenizer.special_ids]
+    texts = [tokenizer.token_text(token.token_id) for token in shown]
+    offsets = [0]
+    for text in texts:
+        offsets.append(offsets[-1] + len(text))
+    return {
+        "tokens": texts,
+        "token_logprobs": [token.logprob for token in shown],
+        "top_logprobs": [{tokenizer.token_text(i): logprob for i, logprob in token.top} for token in shown],
+        "text_offset": offsets[:-1],
+    }
+
+
+async def _streamed(request: Request, body: CompletionRequest) -> AsyncIterator[bytes]:
+    server = server_of(request)
+    async with server.registry.use(body.model) as lease:
+        if body.suffix is not None:
+            for one in _filled_chunks(await filled(request, body, lease)):
+                yield one
+            return
+        asked = _read(body, lease)
+        found = [Written() for _ in asked.asks]
+        echoes = dict(enumerate(asked.echoes))
+        async for number, bit in bits(lease, asked.asks):
+            echo = echoes.pop(number, "")
+            if echo:
+                yield _chunk(asked, number, echo)
+            found[number].add(bit)
+            for one in _chunks(asked, number, bit, lease):
+                yield one
+            if isinstance(bit, Done):
+                server.metrics.count(lease.name, bit.reply)
+        if asked.include_usage:
+            yield event({**_head(asked), "choices": [], "usage": _usage(asked, found)})
+        yield DONE
+
+
+def _chunks(asked: CompletionAsk, number: int, bit: Bit, lease: Lease) -> list[bytes]:
+    """The events that one more bit of a choice makes."""
+    if isinstance(bit, Piece):
+        return [_chunk(asked, number, piece) for piece in readable(bit.text)]
+    if isinstance(bit, Logprobs):
+        return [_chunk(asked, number, "", logprobs=completion_logprobs(bit.tokens, lease.model.tokenizer))]
+    assert isinstance(bit, Done)
+    return [_chunk(asked, number, "", finish=finish_reason(bit.reply, has_calls=False))]
+
+
+def _filled_chunks(found: dict[str, Any]) -> Iterator[bytes]:
+    """A filled gap as a stream."""
+    for choice in found["choices"]:
+        for piece in readable(choice["text"]):
+            yield event({**found, "choices": [{**choice, "text": piece, "finish_reason": None}], "usage": None})
+        yield event({**found, "choices": [{**choice, "text": ""}]})
+    yield DONE
+
+
+def _head(asked: CompletionAsk) -> dict[str, Any]:
+    return {"id": asked.id, "object": "text_completion", "created": asked.created, "model": asked.model}
+
+
+def _chunk(
+    asked: CompletionAsk, index: int, text: str, *, finish: str | None = None, logprobs: dict[str, Any] | None = None
+) -> bytes:
+    choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+    return event({**_head(asked), "choices": [choice]})

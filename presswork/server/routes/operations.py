@@ -1,0 +1,109 @@
+"""Whether the server is well, what it is, and tokens."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from presswork import __version__
+from presswork.errors import RequestError
+from presswork.server.routes.common import server_of
+from presswork.server.wire import Wire
+
+router = APIRouter()
+
+
+class TokenizeRequest(Wire):
+    """A text to cut: llama.cpp says `content`, vLLM `prompt` or `messages`."""
+
+    model: str | None = None
+    content: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special: bool = False
+    add_special_tokens: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeRequest(Wire):
+    """Tokens to put together."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """200 once the default model is there, 503 with the share that is loaded before."""
+    server = server_of(request)
+    if server.is_ready:
+        return JSONResponse({"status": "ok"})
+    if server.failure is not None:
+        return JSONResponse({"status": "failed", "error": server.failure}, 503)
+    said = {"status": "loading", "model": server.registry.default.name, "progress": server.registry.default.progress}
+    return JSONResponse(said, 503, {"retry-after": "1"})
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format."""
+    server = server_of(request)
+    for model in server.registry.models:
+        engine = None if model.engine is None else model.engine.engine
+        server.metrics.running.labels(model.name).set(0 if engine is None else engine.num_running)
+        server.metrics.waiting.labels(model.name).set(0 if engine is None else engine.num_waiting)
+        server.metrics.loaded_bytes.labels(model.name).set(0 if engine is None else model.num_bytes)
+    return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """What runs here."""
+    return {"version": __version__}
+
+
+@router.get("/props")
+@router.get("/v1/props")
+async def props(request: Request) -> dict[str, Any]:
+    """What llama.cpp's clients ask of a server: the window, and the model's name."""
+    server = server_of(request)
+    length = server.registry.context_length(server.registry.default)
+    return {
+        "default_generation_settings": {"n_ctx": length},
+        "model_alias": server.registry.default.name,
+        "total_slots": server.config.engine.max_running,
+        "build_info": f"presswork {__version__}",
+    }
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
+    """Token ids of a text or a conversation."""
+    given = [name for name in ("content", "prompt", "messages") if getattr(body, name) is not None]
+    if len(given) != 1:
+        raise RequestError("give one of content, prompt and messages")
+    async with server_of(request).registry.use(body.model) as lease:
+        engine = lease.model
+        if engine.tokenizer is None:
+            raise RequestError(f"model {lease.name!r} has no tokenizer")
+        if body.messages is not None:
+            ids = engine.encode_chat(body.messages)
+        elif body.content is not None:
+            ids = engine.tokenizer.encode(body.content, body.add_special)
+        else:
+            assert body.prompt is not None
+            ids = engine.tokenizer.encode(body.prompt, body.add_special_tokens)
+        tokens: list[Any] = ids
+        if body.with_pieces:
+            tokens = [{"id": i, "piece": engine.tokenizer.token_text(i)} for i in ids]
+        return {"tokens": tokens, "count": len(ids), "max_model_len": engine.max_context}
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, str]:
+    """The text of token ids; llama.cpp reads `content`, vLLM `prompt`."""
+    async with server_of(request).registry.use(body.model) as lease:
+        if lease.model.tokenizer is None:
+            raise RequestError(f"model {lease.name!r} has no tokenizer")
+        text = lease.model.tokenizer.decode(body.tokens, skip_special_tokens=False)
+        return {"content": text, "prompt": text}

@@ -1,0 +1,242 @@
+"""OpenAI's own client drives chat, completions and models; streams say what whole answers say."""
+
+import json
+
+import httpx
+import openai
+import pytest
+
+from presswork.engine.engine import Engine
+from presswork.engine.loader import load
+
+HELLO = [{"role": "user", "content": "def add"}]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "look",
+            "parameters": {
+                "type": "object",
+                "properties": {"at": {"type": "string", "maxLength": 6}, "far": {"type": "boolean"}},
+                "required": ["at"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}},
+]
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def engine(folder) -> Engine:
+    return load(folder)
+
+
+def chunks_of(stream) -> list:
+    return list(stream)
+
+
+def test_models_say_their_window(client, engine):
+    found = {model.id: model for model in client.models.list()}
+    assert set(found) == {"tiny", "molecules"}
+    entry = found["tiny"].to_dict()
+    assert entry["context_length"] == entry["max_model_len"] == engine.max_context
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("../../etc")
+
+
+def test_chat_is_what_the_engine_says(client, engine):
+    told = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=20, seed=3)
+    expected = engine.chat(HELLO, max_tokens=20, seed=3)
+    assert told.choices[0].message.content == expected.text
+    assert told.choices[0].finish_reason == expected.finish_reason
+    assert told.usage.prompt_tokens == expected.usage.prompt_tokens
+    assert told.usage.completion_tokens == expected.usage.completion_tokens
+
+
+@pytest.mark.parametrize("more", [{}, {"n": 3}, {"temperature": 0.0}, {"extra_body": {"mode": "ar"}}, {"stop": ["e"]}])
+def test_a_stream_says_what_the_whole_answer_says(client, more):
+    ask = dict(model="tiny", messages=HELLO, max_tokens=40, seed=5, **more)
+    whole = client.chat.completions.create(**ask)
+    texts: dict[int, str] = {}
+    reasons: dict[int, str] = {}
+    usage = None
+    for chunk in client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+            if choice.finish_reason:
+                reasons[choice.index] = choice.finish_reason
+        usage = chunk.usage or usage
+    assert [texts[choice.index] for choice in whole.choices] == [choice.message.content for choice in whole.choices]
+    assert [reasons[choice.index] for choice in whole.choices] == [choice.finish_reason for choice in whole.choices]
+    assert usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_required_tools_are_called_and_their_arguments_are_json(client):
+    for choice, names in (
+        ("required", {"look", "stop"}),
+        ({"type": "function", "function": {"name": "look"}}, {"look"}),
+    ):
+        ask = dict(model="tiny", messages=HELLO, tools=TOOLS, tool_choice=choice, max_tokens=60, seed=1)
+        whole = client.chat.completions.create(**ask)
+        (call,) = whole.choices[0].message.tool_calls
+        assert whole.choices[0].finish_reason == "tool_calls" and whole.choices[0].message.content is None
+        assert call.function.name in names and isinstance(json.loads(call.function.arguments), dict)
+        name, arguments, ids = "", "", set()
+        for chunk in client.chat.completions.create(**ask, stream=True):
+            for delta in chunk.choices[0].delta.tool_calls or []:
+                name += delta.function.name or ""
+                arguments += delta.function.arguments or ""
+                ids |= {delta.id} - {None}
+                assert delta.index == 0
+        assert (name, json.loads(arguments)) == (call.function.name, json.loads(call.function.arguments))
+        assert len(ids) == 1
+
+
+def test_a_schema_is_kept_to(client):
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    told = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_tokens=60,
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema, "strict": True}},
+    )  # fmt: skip
+    assert isinstance(json.loads(told.choices[0].message.content)["n"], int)
+    told = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_tokens=9, extra_body={"structured_outputs": {"regex": "[ab]{3}"}}
+    )
+    assert told.choices[0].message.content.strip("ab") == "" and len(told.choices[0].message.content) == 3
+    told = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_tokens=200, response_format={"type": "json_object"}
+    )
+    assert isinstance(json.loads(told.choices[0].message.content), dict)
+
+
+def test_logprobs_are_those_of_the_reply(client):
+    told = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=8, logprobs=True, top_logprobs=2)
+    tokens = told.choices[0].logprobs.content
+    assert b"".join(bytes(t.bytes) for t in tokens).decode("utf-8", "replace") == told.choices[0].message.content
+    assert all(t.logprob <= 0 and len(t.top_logprobs) == 2 for t in tokens)
+
+
+def test_a_prediction_starts_the_canvas_and_is_counted(client):
+    ask = dict(model="tiny", messages=HELLO, max_tokens=16, seed=2)
+    first = client.chat.completions.create(**ask)
+    told = client.chat.completions.create(
+        **ask,
+        prediction={"type": "content", "content": first.choices[0].message.content},
+        extra_body={"start_noise": 0.1},
+    )
+    details = told.usage.completion_tokens_details
+    assert details.accepted_prediction_tokens > 0 and details.rejected_prediction_tokens >= 0
+
+
+def test_drafts_come_as_empty_deltas_and_full_texts_on_request(client):
+    ask = dict(model="tiny", messages=HELLO, max_tokens=30, seed=5)
+    whole = client.chat.completions.create(**ask)
+    frames = 0
+    text = ""
+    for chunk in client.chat.completions.create(**ask, stream=True, extra_body={"stream_options": {"drafts": True}}):
+        told = chunk.to_dict()
+        if told.get("type") == "diffusion_frame":
+            frames += 1
+            assert told["choices"][0]["delta"] == {} and told["text"] == "".join(p[0] for p in told["pieces"])
+        else:
+            text += chunk.choices[0].delta.content or ""
+    assert frames >= 2 and text == whole.choices[0].message.content
+    states = [
+        chunk.choices[0].delta.content
+        for chunk in client.chat.completions.create(**ask, stream=True, extra_body={"diffusing": True})
+        if chunk.choices[0].delta.content
+    ]
+    assert states[-1] == whole.choices[0].message.content and len(set(states)) > 1
+
+
+def test_completions_write_on_and_fill(client, engine):
+    told = client.completions.create(model="tiny", prompt="def add", max_tokens=12, seed=4)
+    assert told.choices[0].text == engine.generate("def add", raw=True, max_tokens=12, seed=4).text
+    several = client.completions.create(model="tiny", prompt=["def add", "x ="], max_tokens=8, n=2, echo=True)
+    assert [c.index for c in several.choices] == [0, 1, 2, 3]
+    assert [c.text.startswith(p) for c, p in zip(several.choices, ["def add"] * 2 + ["x ="] * 2, strict=True)] == [
+        True
+    ] * 4
+    ids = engine.tokenizer.encode("def add")
+    assert (
+        client.completions.create(model="tiny", prompt=ids, max_tokens=12, seed=4).choices[0].text
+        == told.choices[0].text
+    )
+    filled = client.completions.create(model="tiny", prompt="def add(", suffix="):\n    return", max_tokens=6)
+    assert isinstance(filled.choices[0].text, str)
+    joined = "".join(
+        chunk.choices[0].text
+        for chunk in client.completions.create(
+            model="tiny", prompt="def add(", suffix="):\n    return", max_tokens=6, stream=True
+        )
+    )
+    assert joined == filled.choices[0].text
+
+
+def test_a_stream_of_several_prompts_says_what_the_whole_says(client):
+    ask = dict(model="tiny", prompt=["def add", "x ="], max_tokens=24, n=2, seed=3, logprobs=1)
+    whole = client.completions.create(**ask)
+    texts = [""] * 4
+    tokens: list[list[str]] = [[], [], [], []]
+    for chunk in client.completions.create(**ask, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            tokens[choice.index] += choice.logprobs.tokens if choice.logprobs else []
+    assert texts == [choice.text for choice in whole.choices]
+    assert tokens == [choice.logprobs.tokens for choice in whole.choices]
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ({"messages": HELLO, "temprature": 1}, "temprature: this field is not known"),
+        ({"messages": HELLO, "temperature": "hot"}, "temperature: "),
+        ({"messages": HELLO, "temperature": -1}, "temperature must be"),
+        ({"messages": HELLO, "n": 0}, "n must be"),
+        ({"messages": HELLO, "presence_penalty": 1.5}, "presence_penalty is not supported"),
+        ({"messages": HELLO, "logit_bias": {"5": 1}}, "logit_bias is not supported"),
+        ({"messages": HELLO, "top_logprobs": 2}, "top_logprobs needs logprobs"),
+        ({"messages": HELLO, "stream_options": {}}, "stream_options are for streams"),
+        ({"messages": HELLO, "diffusing": True}, "diffusing is for streams"),
+        ({"messages": HELLO, "tool_choice": "required"}, "there are no tools"),
+        ({"messages": HELLO, "response_format": {"type": "xml"}}, "response_format.type must be"),
+        ({"messages": HELLO, "response_format": {"type": "json_schema", "schema": {"not": {}}}}, "'not'"),
+        ({"messages": HELLO, "reasoning_effort": "huge"}, "reasoning_effort must be one of"),
+        ({"messages": []}, "messages"),
+        ({}, "messages is missing"),
+        ({"messages": HELLO, "max_tokens": 10**9}, "max_tokens"),
+        ({"messages": HELLO, "mode": "ar", "canvas_length": 4}, "canvas_length must be none"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_honoured_is_400_and_named(served, body, message):
+    for stream in ({}, {"stream": True}) if "diffusing" not in body and "stream_options" not in body else ({},):
+        told = httpx.post(f"{served.url}/v1/chat/completions", json={**body, **stream})
+        assert told.status_code == 400, told.text
+        assert message in told.json()["error"]["message"]
+
+
+def test_an_unknown_model_is_404_and_no_path(served):
+    for name in ("gpt-4", "/etc/passwd", "../tiny", "tiny:adapter"):
+        told = httpx.post(f"{served.url}/v1/chat/completions", json={"model": name, "messages": HELLO})
+        assert told.status_code == 404 and told.json()["error"]["type"] == "not_found_error"
+
+
+def test_thinking_is_asked_for_by_request(client, engine):
+    def prompt_tokens(**more):
+        return client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=1, **more).usage.prompt_tokens
+
+    plain = prompt_tokens()
+    assert prompt_tokens(reasoning_effort="high") > plain == prompt_tokens(reasoning_effort="none")
+    assert prompt_tokens(extra_body={"chat_template_kwargs": {"enable_thinking": True}}) > plain
