@@ -19,7 +19,7 @@ from presswork.server.config import ServerConfig
 from presswork.server.errors import HttpError, as_http, body_for
 from presswork.server.metrics import Metrics
 from presswork.server.registry import ModelRegistry
-from presswork.server.routes import chat, completions, models, operations
+from presswork.server.routes import anthropic, chat, code, completions, decisions, models, operations, responses
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def create_app(config: ServerConfig) -> FastAPI:
         description="Block-diffusion language models behind the protocols people already use.",
     )  # fmt: skip
     app.state.server = server
-    for routes in (operations, models, chat, completions):
+    for routes in (operations, models, chat, completions, responses, anthropic, code, decisions):
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _unrouted)

@@ -31,10 +31,13 @@ class Border:
         request_id = f"req_{uuid.uuid4().hex[:24]}"
         scope.setdefault("state", {})["request_id"] = request_id
         path, started, status = scope["path"], time.perf_counter(), 0
+        body = _Body(self._config.max_body_bytes, receive)
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
+                # What the application makes of a body that stops short is not the reason.
+                body.check()
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             await send(message)
@@ -43,7 +46,8 @@ class Border:
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             self._check_key(path, scope["method"], headers)
-            await self._app(scope, self._bounded(receive, headers), sending)
+            body.check_length(headers.get("content-length", ""))
+            await self._app(scope, body.receive, sending)
         except Exception as error:
             if status:
                 raise
@@ -66,23 +70,31 @@ class Border:
         if not any([hmac.compare_digest(given.encode(), key.encode()) for key in keys]):
             raise HttpError(401, "no valid API key; send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
 
-    def _bounded(self, receive: Receive, headers: Mapping[str, str]) -> Receive:
-        most = self._config.max_body_bytes
-        too_large = HttpError(413, f"the request is larger than {most} bytes; send less")
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > most:
-            raise too_large
-        taken = 0
 
-        async def receiving() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > most:
-                raise too_large
-            return message
+class _Body:
+    """A request's body, up to a most."""
 
-        return receiving
+    def __init__(self, most: int, receive: Receive):
+        self._most, self._receive, self._taken = most, receive, 0
+
+    async def receive(self) -> Message:
+        """The next message. Raises HttpError past the most."""
+        message = await self._receive()
+        self._taken += len(message.get("body", b""))
+        self.check()
+        return message
+
+    def check(self) -> None:
+        """Raises HttpError where too much has come."""
+        if self._taken > self._most:
+            raise HttpError(413, f"the request is larger than {self._most} bytes; send less")
+
+    def check_length(self, announced: str) -> None:
+        """Raises HttpError where too much is announced."""
+        if announced.isdigit():
+            self._taken = int(announced)
+            self.check()
+            self._taken = 0
 
 
 async def _answer(error: HttpError, path: str, request_id: str, send: Send, cause: BaseException) -> None:

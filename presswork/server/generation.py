@@ -134,6 +134,12 @@ async def _bits(lease: Lease, ask: Ask) -> AsyncIterator[Bit]:
         await events.aclose()  # type: ignore[attr-defined]
 
 
+def num_reasoning_tokens(lease: Lease, found: Written) -> int:
+    """Tokens that a reply's reasoning has by itself."""
+    tokenizer = lease.model.tokenizer
+    return len(tokenizer.encode_plain(found.reasoning)) if found.reasoning and tokenizer is not None else 0
+
+
 def prediction_counts(trace: Sequence[TokenTrace] | None, num_predicted: int) -> tuple[int, int]:
     """(tokens of a prediction that stand in the reply where they were, those that do not)."""
     kept = sum(token.is_kept for token in trace or ())

@@ -13,7 +13,17 @@ from presswork.engine.params import SamplingParams
 from presswork.errors import RequestError
 from presswork.server.constraints import of_response_format, of_structured_outputs, of_tool_choice, only_one
 from presswork.server.frames import frame, full_text
-from presswork.server.generation import Ask, Bit, Logprobs, Written, bits, prediction_counts, several, written
+from presswork.server.generation import (
+    Ask,
+    Bit,
+    Logprobs,
+    Written,
+    bits,
+    num_reasoning_tokens,
+    prediction_counts,
+    several,
+    written,
+)
 from presswork.server.registry import Lease
 from presswork.server.routes.common import new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
@@ -263,11 +273,7 @@ def usage(asked: ChatAsk, found: Sequence[Written], lease: Lease) -> dict[str, A
     replies = [one.reply for one in found if one.reply is not None]
     completion = sum(reply.usage.completion_tokens for reply in replies)
     prompt = replies[0].usage.prompt_tokens
-    tokenizer = lease.model.tokenizer
-    reasoning = 0
-    if tokenizer is not None:
-        reasoning = sum(len(tokenizer.encode_plain(one.reasoning)) for one in found if one.reasoning)
-    details: dict[str, int] = {"reasoning_tokens": reasoning}
+    details: dict[str, int] = {"reasoning_tokens": sum(num_reasoning_tokens(lease, one) for one in found)}
     if asked.num_predicted is not None:
         counts = [prediction_counts(reply.trace, asked.num_predicted) for reply in replies]
         details["accepted_prediction_tokens"] = sum(kept for kept, _ in counts)

@@ -1,0 +1,55 @@
+"""The text of a next-edit request: one message of tagged blocks, as Inception's clients send it."""
+
+import re
+from dataclasses import dataclass
+
+from presswork.errors import RequestError
+
+_CURSOR = "<|cursor|>"
+_BLOCK = r"<\|{0}\|>(.*?)<\|/{0}\|>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextEdit:
+    """What a client knows when it asks for the next edit.
+
+    Args:
+        before, region, after: the current file around the part that may change, cursor mark taken out.
+        cursor: characters of the region before the cursor, None where it is not in there.
+        context: snippets looked at and changes made lately, as they were sent.
+    """
+
+    before: str
+    region: str
+    after: str
+    cursor: int | None
+    context: str
+
+
+def read_next_edit(content: str) -> NextEdit:
+    """Take a message apart. Raises RequestError where it has no part to edit."""
+    file = _block(content, "current_file_content")
+    if file is None:
+        raise RequestError("the message has no <|current_file_content|> block; send one, with <|code_to_edit|> in it")
+    file = re.sub(r"\A\s*current_file_path:[^\n]*\n", "", file)
+    found = re.search(_BLOCK.format("code_to_edit"), file, re.DOTALL)
+    if found is None:
+        raise RequestError("the current file has no <|code_to_edit|> block; mark what may change")
+    before, region, after = file[: found.start()], found[1], file[found.end() :]
+    # The line breaks behind the opening tag and before the closing one belong to the tags.
+    region = region.removeprefix("\n").removesuffix("\n")
+    place = region.find(_CURSOR)
+    context = [block for name in ("recently_viewed_code_snippets", "edit_diff_history")
+               if (block := _block(content, name))]  # fmt: skip
+    return NextEdit(
+        before=before.replace(_CURSOR, ""),
+        region=region.replace(_CURSOR, ""),
+        after=after.replace(_CURSOR, ""),
+        cursor=None if place < 0 else place,
+        context="\n".join(context).strip(),
+    )
+
+
+def _block(content: str, name: str) -> str | None:
+    found = re.search(_BLOCK.format(name), content, re.DOTALL)
+    return None if found is None else found[1]

@@ -1,0 +1,300 @@
+"""What editors ask for: the middle of a file, the next edit, a change worked in.
+
+Gaps and edits run in threads: they are several requests of the engine each, which share passes with all others.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from presswork.engine.engine import Engine
+from presswork.errors import RequestError
+from presswork.server.errors import HttpError
+from presswork.server.next_edit import NextEdit, read_next_edit
+from presswork.server.registry import Lease
+from presswork.server.routes.common import new_id, now, server_of, streamed, whole
+from presswork.server.sse import DONE, event, readable
+from presswork.server.wire import Wire, refuse
+
+router = APIRouter()
+
+_END_OF_TEXT = "<|endoftext|>"  # what some clients send for an empty suffix
+_FIM_TOKENS, _INFILL_TOKENS = 128, 128
+_EDIT_STRENGTH = 0.5
+
+
+class FimRequest(Wire):
+    """A body of POST /v1/fim/completions, as Mistral and Inception have it."""
+
+    prompt: str
+    model: str | None = None
+    suffix: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    random_seed: int | None = None
+    seed: int | None = None
+    max_denoising_steps: int | None = None
+    num_candidates: int | None = None
+    metadata: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    # Editors send it with every request; a gap that must lead into what follows has no use for it.
+    presence_penalty: float | None = None
+
+
+class InfillRequest(Wire):
+    """A body of POST /infill, as llama.vim and llama.vscode send it."""
+
+    input_prefix: str = ""
+    input_suffix: str = ""
+    input_extra: list[dict[str, Any]] | None = None
+    prompt: str | None = None
+    model: str | None = None
+    n_predict: int | None = None
+    n_indent: int | None = None
+    stop: list[str] | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    stream: bool | None = None
+    response_fields: list[str] | None = None
+    id_slot: int | None = None
+    # Bounds of time, caches and samplers of another engine: they change no text here.
+    cache_prompt: bool | None = None
+    t_max_prompt_ms: int | None = None
+    t_max_predict_ms: int | None = None
+    n_prefix: int | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    samplers: list[str] | str | None = None
+
+
+class EditRequest(Wire):
+    """A body of POST /v1/edit/completions: one user message of tagged blocks."""
+
+    messages: list[dict[str, Any]]
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    strength: float | None = None
+    stream: bool | None = None
+
+
+class ApplyRequest(Wire):
+    """A body of POST /v1/apply: a file, and a sketch of what it should become."""
+
+    initialCode: str
+    editSnippet: str
+    instruction: str | None = None
+    model: str | None = None
+    strength: float | None = None
+    seed: int | None = None
+    stream: bool | None = None
+    files: list[Any] | None = None
+
+
+@router.post("/v1/fim/completions")
+@router.post("/fim/completions")
+async def fim(request: Request, body: FimRequest) -> Response:
+    """Write the middle of a text; the answer is chat-shaped."""
+    refuse(body, {"min_tokens": (0,), "top_p": (1,)})
+    suffix = "" if body.suffix in (None, _END_OF_TEXT) else body.suffix or ""
+
+    async def answer() -> dict[str, Any]:
+        async with server_of(request).registry.use(body.model) as lease:
+            params = _given(
+                seed=body.random_seed if body.seed is None else body.seed, temperature=body.temperature,
+                max_denoising_steps=body.max_denoising_steps, num_candidates=body.num_candidates,
+            )  # fmt: skip
+            text, is_stopped = await _gap(lease, body.prompt, suffix, body.max_tokens or _FIM_TOKENS, body.stop, params)
+            usage = _usage(lease.model, body.prompt + suffix, text)
+            return _chat(body.model or lease.name, text, "stop" if is_stopped else "length", usage)
+
+    if body.stream:
+        return await streamed(request, _chat_chunks(answer))
+    return JSONResponse(await whole(request, answer()))
+
+
+@router.post("/infill")
+async def infill(request: Request, body: InfillRequest) -> Response:
+    """Write the middle of a file, with others beside it; n_predict 0 only reads what stands before."""
+    prefix = _with_extra(body.input_extra or [], body.input_prefix + (body.prompt or ""))
+    num = _INFILL_TOKENS if body.n_predict is None or body.n_predict < 0 else body.n_predict
+
+    async def answer() -> dict[str, Any]:
+        async with server_of(request).registry.use(body.model) as lease:
+            params = _given(seed=body.seed, temperature=body.temperature)
+            text, is_stopped = "", True
+            if num:
+                text, is_stopped = await _gap(lease, prefix, body.input_suffix, num, body.stop, params)
+            else:
+                await asyncio.to_thread(_warm, lease, prefix)
+            usage = _usage(lease.model, prefix + body.input_suffix, text)
+            told = {
+                "content": text,
+                "stop": True,
+                "stop_type": "eos" if is_stopped else "limit",
+                "truncated": False,
+                "model": body.model or lease.name,
+                "tokens_predicted": usage["completion_tokens"],
+                "tokens_evaluated": usage["prompt_tokens"],
+                "index": 0,
+            }
+            return {name: told[name] for name in body.response_fields if name in told} if body.response_fields else told
+
+    if not body.stream:
+        return JSONResponse(await whole(request, answer()))
+
+    async def events() -> AsyncIterator[bytes]:
+        told = await answer()
+        for piece in readable(told.get("content", "")):
+            yield event({"content": piece, "stop": False})
+        yield event({**told, "content": ""})
+
+    return await streamed(request, events())
+
+
+@router.post("/v1/edit/completions")
+@router.post("/edit/completions")
+async def edit(request: Request, body: EditRequest) -> Response:
+    """Rewrite the marked region of a file; the answer is the region in a code fence."""
+    refuse(body, {"top_p": (1,)})
+    (message,) = body.messages if len(body.messages) == 1 else (None,)
+    if message is None or message.get("role") != "user" or not isinstance(message.get("content"), str):
+        raise RequestError("an edit takes exactly one message, of role user, with a text")
+    asked = read_next_edit(message["content"])
+
+    async def answer() -> dict[str, Any]:
+        async with server_of(request).registry.use(body.model) as lease:
+            params = _given(seed=body.seed, temperature=body.temperature)
+            strength = _EDIT_STRENGTH if body.strength is None else body.strength
+            region = await asyncio.to_thread(_edited_region, lease, asked, strength, params)
+            text = f"```\n{region}\n```"
+            usage = _usage(lease.model, message["content"], region)
+            return _chat(body.model or lease.name, text, "stop", usage)
+
+    if body.stream:
+        return await streamed(request, _chat_chunks(answer))
+    return JSONResponse(await whole(request, answer()))
+
+
+@router.post("/v1/apply")
+@router.post("/v1/code/apply")
+async def apply(request: Request, body: ApplyRequest) -> dict[str, Any]:
+    """Work a sketched change into a file, starting from what stands there."""
+    refuse(body, {"stream": (False,), "files": ([],)})
+
+    async def answer() -> dict[str, Any]:
+        async with server_of(request).registry.use(body.model) as lease:
+            instruction = f"{body.instruction or 'Work this change into the code.'}\n\n{body.editSnippet}"
+            strength = _EDIT_STRENGTH if body.strength is None else body.strength
+            reply = await asyncio.to_thread(
+                lease.model.edit, body.initialCode, instruction, strength=strength, adapter=lease.adapter,
+                **_given(seed=body.seed),
+            )  # fmt: skip
+            usage = _usage(lease.model, body.initialCode + body.editSnippet, reply.text)
+            return {"mergedCode": reply.text, "diff": reply.diff("code"), "usage": usage}
+
+    return await whole(request, answer())
+
+
+@router.post("/v1/embeddings")
+@router.post("/v1/rerank")
+@router.post("/v1/images/generations")
+@router.post("/v1/audio/speech")
+@router.post("/v1/audio/transcriptions")
+async def not_made_here(request: Request) -> Response:
+    """What a model that writes text has no answer to."""
+    what = request.url.path.removeprefix("/v1/")
+    raise HttpError(501, f"{what}: these models write text and have no such output; use a model made for it")
+
+
+def _given(**params: Any) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+async def _gap(
+    lease: Lease, prefix: str, suffix: str, max_tokens: int, stop: str | list[str] | None, params: Mapping[str, Any]
+) -> tuple[str, bool]:
+    """(the gap's text, up to a stop string; whether it ended before max_tokens)."""
+    if not prefix and not suffix:
+        raise RequestError("there is nothing around the gap; give text before or behind it")
+    reply = await asyncio.to_thread(
+        lease.model.fill_gaps, [prefix, suffix], max_tokens=max_tokens, adapter=lease.adapter, **params
+    )
+    text = reply.texts[0]
+    for one in [stop] if isinstance(stop, str) else stop or []:
+        text = text.partition(one)[0] if one else text
+    assert lease.model.tokenizer is not None
+    return text, len(lease.model.tokenizer.encode_plain(reply.texts[0])) < max_tokens
+
+
+def _warm(lease: Lease, prefix: str) -> None:
+    """Compute a prefix, so that the next request finds it."""
+    ids = lease.model.encode_prompt(prefix, raw=True)
+    lease.model.generate(prompt_token_ids=ids, max_tokens=1, max_denoising_steps=1, canvas_length=1)
+
+
+def _with_extra(extra: list[dict[str, Any]], prefix: str) -> str:
+    """Other files before this one, each with its name."""
+    parts = []
+    for number, one in enumerate(extra):
+        name, text = one.get("filename", ""), one.get("text")
+        if not isinstance(text, str) or not isinstance(name, str):
+            raise RequestError(f"input_extra[{number}] must have a filename and a text")
+        parts.append(f"# {name}\n{text}\n\n" if name else f"{text}\n\n")
+    return "".join(parts) + prefix
+
+
+def _edited_region(lease: Lease, asked: NextEdit, strength: float, params: Mapping[str, Any]) -> str:
+    """The region as it should be next; what was looked at and changed lately stands before the file."""
+    head = f"{asked.context}\n\n" if asked.context else ""
+    text = head + asked.before + asked.region + asked.after
+    start = len(head) + len(asked.before)
+    if not asked.region:
+        return asked.region
+    reply = lease.model.edit(
+        text, spans=[(start, start + len(asked.region))], strength=strength, adapter=lease.adapter, **params
+    )
+    return reply.spans[0].new
+
+
+def _usage(engine: Engine, before: str, text: str) -> dict[str, int]:
+    assert engine.tokenizer is not None
+    prompt, completion = len(engine.tokenizer.encode_plain(before)), len(engine.tokenizer.encode_plain(text))
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _chat(model: str, text: str, reason: str, usage: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "id": new_id("fim"),
+        "object": "chat.completion",
+        "created": now(),
+        "model": model,
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}],
+        "usage": usage,
+    }
+
+
+async def _chat_chunks(answer: Any) -> AsyncIterator[bytes]:
+    """A chat-shaped answer as a stream."""
+    told = await answer()
+    (choice,) = told.pop("choices")
+    usage = told.pop("usage")
+    head = {**told, "object": "chat.completion.chunk"}
+    for piece in readable(choice["message"]["content"]):
+        delta = {"role": "assistant", "content": piece}
+        yield event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+    last = {"index": 0, "delta": {"content": ""}, "finish_reason": choice["finish_reason"]}
+    yield event({**head, "choices": [last], "usage": usage})
+    yield DONE

@@ -1,0 +1,116 @@
+"""What editors send is answered as they expect: fill in the middle, next edit, apply."""
+
+import json
+
+import httpx
+import pytest
+
+from presswork.errors import RequestError
+from presswork.server.next_edit import read_next_edit
+
+NEXT_EDIT = """<|recently_viewed_code_snippets|>
+<|recently_viewed_code_snippet|>
+code_snippet_file_path: other.py
+x = 1
+<|/recently_viewed_code_snippet|>
+<|/recently_viewed_code_snippets|>
+<|current_file_content|>
+current_file_path: add.py
+import os
+<|code_to_edit|>
+def add(a, b):
+    return<|cursor|> a
+<|/code_to_edit|>
+
+print(add(1, 2))
+<|/current_file_content|>
+<|edit_diff_history|>
+-x
++y
+<|/edit_diff_history|>
+"""
+
+
+def post(served, path, body):
+    return httpx.post(f"{served.url}{path}", json=body, timeout=60)
+
+
+def test_a_continue_fill_in_the_middle_is_chat_shaped(served):
+    body = {
+        "model": "tiny", "prompt": "def add(", "suffix": "<|endoftext|>", "max_tokens": 8, "stop": ["\n\n"],
+        "presence_penalty": 1.5, "temperature": 0,
+    }  # fmt: skip
+    told = post(served, "/v1/fim/completions", body).json()
+    assert told["object"] == "chat.completion" and told["choices"][0]["finish_reason"] in ("stop", "length")
+    text = told["choices"][0]["message"]["content"]
+    assert "\n\n" not in text and told["usage"]["completion_tokens"] <= 8
+    streamed = post(served, "/v1/fim/completions", {**body, "stream": True}).text
+    assert streamed.rstrip().endswith("data: [DONE]")
+    lines = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert "".join(line["choices"][0]["delta"]["content"] for line in lines) == text
+
+
+def test_a_llama_vim_infill_has_the_fields_it_reads(served):
+    body = {
+        "input_prefix": "def add(a, b):\n", "input_suffix": "\n    return total\n", "prompt": "    total",
+        "input_extra": [{"filename": "x.py", "text": "x = 1"}], "n_predict": 6, "n_indent": 4, "top_k": 40,
+        "top_p": 0.9, "stream": False, "samplers": ["top_k", "top_p", "infill"], "cache_prompt": True,
+        "t_max_prompt_ms": 500, "t_max_predict_ms": 1000,
+        "response_fields": ["content", "truncated", "tokens_predicted", "timings/prompt_n"],
+    }  # fmt: skip
+    told = post(served, "/infill", body).json()
+    assert set(told) == {"content", "truncated", "tokens_predicted"} and told["truncated"] is False
+    warmed = post(served, "/infill", {**body, "n_predict": 0, "response_fields": None}).json()
+    assert warmed["content"] == "" and warmed["stop"] is True
+
+
+def test_a_next_edit_rewrites_the_region_alone(served):
+    told = post(served, "/v1/edit/completions", {"messages": [{"role": "user", "content": NEXT_EDIT}]}).json()
+    content = told["choices"][0]["message"]["content"]
+    assert content.startswith("```\n") and content.endswith("\n```")
+    same = {"messages": [{"role": "user", "content": NEXT_EDIT}], "strength": 0}
+    content = post(served, "/v1/edit/completions", same).json()["choices"][0]["message"]["content"]
+    assert content == "```\ndef add(a, b):\n    return a\n```"
+
+
+def test_a_next_edit_message_is_taken_apart():
+    asked = read_next_edit(NEXT_EDIT)
+    assert asked.before == "import os\n" and asked.after == "\n\nprint(add(1, 2))\n"
+    assert asked.region == "def add(a, b):\n    return a" and asked.region[: asked.cursor].endswith("return")
+    assert "x = 1" in asked.context and "+y" in asked.context
+    for text, message in (
+        ("no tags", "current_file_content"),
+        ("<|current_file_content|>a<|/current_file_content|>", "to_edit"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            read_next_edit(text)
+
+
+def test_a_change_is_worked_in(served):
+    body = {"initialCode": "def add(a, b):\n    return a\n", "editSnippet": "return a + b", "strength": 0.3}
+    for path in ("/v1/apply", "/v1/code/apply"):
+        told = post(served, path, body).json()
+        assert isinstance(told["mergedCode"], str) and told["usage"]["prompt_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    "path, body, message",
+    [
+        ("/v1/fim/completions", {"prompt": ""}, "nothing around the gap"),
+        ("/v1/fim/completions", {"prompt": "a", "top_p": 0.5}, "top_p is not supported"),
+        ("/v1/fim/completions", {"prompt": "a", "temprature": 1}, "temprature"),
+        ("/infill", {"input_prefix": "a", "input_extra": [{"filename": 3}]}, "input_extra[0]"),
+        ("/v1/edit/completions", {"messages": []}, "exactly one message"),
+        ("/v1/edit/completions", {"messages": [{"role": "system", "content": "x"}]}, "exactly one message"),
+        ("/v1/apply", {"initialCode": "a"}, "editSnippet is missing"),
+        ("/v1/apply", {"initialCode": "a", "editSnippet": "b", "strength": 3}, "strength must be"),
+    ],
+)
+def test_what_cannot_be_honoured_is_400_and_named(served, path, body, message):
+    told = post(served, path, body)
+    assert told.status_code == 400 and message in told.json()["error"]["message"]
+
+
+def test_what_these_models_do_not_make_is_501_with_the_reason(served):
+    told = post(served, "/v1/embeddings", {"input": "a", "model": "tiny"})
+    assert told.status_code == 501 and "embeddings" in told.json()["error"]["message"]

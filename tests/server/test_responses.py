@@ -1,0 +1,113 @@
+"""OpenAI's client drives responses; a stream's items are those of the whole response."""
+
+import json
+
+import httpx
+import openai
+import pytest
+
+from presswork.engine.loader import load
+from presswork.errors import RequestError
+from presswork.server.routes.responses import _Items, turns_of
+from presswork.text.parsers import ToolCall
+from presswork.text.parts import Piece
+
+TOOL = {
+    "type": "function",
+    "name": "look",
+    "parameters": {"type": "object", "properties": {"at": {"type": "string", "maxLength": 6}}, "required": ["at"]},
+}
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_a_response_is_what_the_engine_says(client, folder):
+    told = client.responses.create(model="tiny", input="def add", max_output_tokens=20, extra_body={"seed": 3})
+    expected = load(folder).chat([{"role": "user", "content": "def add"}], max_tokens=20, seed=3)
+    assert told.output_text == expected.text
+    assert told.status == {"stop": "completed", "length": "incomplete"}[expected.finish_reason]
+    assert told.usage.output_tokens == expected.usage.completion_tokens
+
+
+def test_a_stream_says_what_the_whole_response_says(client):
+    for more in ({}, {"tools": [TOOL, {"type": "web_search"}], "tool_choice": "required"}):
+        ask = dict(model="tiny", input="def add", max_output_tokens=60, extra_body={"seed": 3}, **more)
+        whole = client.responses.create(**ask)
+        events = list(client.responses.create(**ask, stream=True))
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        assert events[0].type == "response.created" and events[-1].type == f"response.{whole.status}"
+
+        def shown(response):
+            return [
+                {key: value for key, value in item.items() if key not in ("id", "call_id")}
+                for item in json.loads(response.model_dump_json())["output"]
+            ]
+
+        assert shown(events[-1].response) == shown(whole)
+        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        assert text == whole.output_text
+    arguments = "".join(event.delta for event in events if event.type == "response.function_call_arguments.delta")
+    assert set(json.loads(arguments)) == {"at"}
+
+
+def test_a_schema_is_kept_to(client):
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    told = client.responses.create(
+        model="tiny", input="def", max_output_tokens=60,
+        text={"format": {"type": "json_schema", "name": "a", "schema": schema}},
+    )  # fmt: skip
+    assert isinstance(json.loads(told.output_text)["n"], int)
+
+
+def test_items_are_turns():
+    given = [
+        {"role": "developer", "content": [{"type": "input_text", "text": "You look."}]},
+        {"type": "message", "role": "user", "content": "look"},
+        {"type": "reasoning", "summary": []},
+        {"type": "function_call", "call_id": "c1", "name": "look", "arguments": '{"at": "x"}'},
+        {"type": "function_call", "call_id": "c2", "name": "look", "arguments": '{"at": "y"}'},
+        {"type": "function_call_output", "call_id": "c1", "output": "seen"},
+        {"type": "web_search_call", "id": "w"},
+    ]
+    turns = turns_of(given)
+    assert [turn["role"] for turn in turns] == ["developer", "user", "assistant", "tool"]
+    assert [call["id"] for call in turns[2]["tool_calls"]] == ["c1", "c2"]
+    assert turns[3] == {"role": "tool", "tool_call_id": "c1", "name": "look", "content": "seen"}
+    for bad, message in (
+        ({"type": "item_reference", "id": "x"}, "nothing is stored"),
+        ({"type": "function_call_output", "call_id": "c", "output": ""}, "names no call"),
+        ({"role": "user", "content": [{"type": "input_image"}]}, "'input_image' are not supported"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            turns_of([bad])
+
+
+def test_items_open_grow_and_close_in_order():
+    items = _Items("resp_1")
+    for bit in (Piece("reasoning", "hm"), Piece("text", "so "), Piece("text", "on"), ToolCall(name="f", arguments={})):
+        items.take(bit)
+    items.close()
+    assert [item["type"] for item in items.done] == ["reasoning", "message", "function_call"]
+    assert items.done[1]["content"][0]["text"] == "so on"
+    ids = {
+        fields.get("item_id") or fields["item"]["id"] for kind, fields in items.events if fields["output_index"] == 2
+    }
+    assert ids == {items.done[2]["id"]}
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ({}, "input is missing"),
+        ({"input": "a", "previous_response_id": "resp_1"}, "previous_response_id is not supported"),
+        ({"input": "a", "background": True}, "background is not supported"),
+        ({"input": "a", "temprature": 1}, "temprature"),
+    ],
+)
+def test_what_cannot_be_honoured_is_400_and_named(served, body, message):
+    told = httpx.post(f"{served.url}/v1/responses", json=body)
+    assert told.status_code == 400 and message in told.json()["error"]["message"]
