@@ -19,7 +19,18 @@ from presswork.server.config import ServerConfig
 from presswork.server.errors import HttpError, as_http, body_for
 from presswork.server.metrics import Metrics
 from presswork.server.registry import ModelRegistry
-from presswork.server.routes import anthropic, chat, code, completions, decisions, models, operations, responses
+from presswork.server.routes import (
+    anthropic,
+    canvas,
+    chat,
+    code,
+    completions,
+    decisions,
+    models,
+    operations,
+    page,
+    responses,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +89,7 @@ def create_app(config: ServerConfig) -> FastAPI:
         description="Block-diffusion language models behind the protocols people already use.",
     )  # fmt: skip
     app.state.server = server
-    for routes in (operations, models, chat, completions, responses, anthropic, code, decisions):
+    for routes in (operations, models, chat, completions, responses, anthropic, code, canvas, decisions, page):
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _unrouted)

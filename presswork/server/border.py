@@ -15,7 +15,7 @@ from presswork.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-_OPEN_PATHS = ("/health", "/", "/static/")  # probes, and the page, which asks for the key itself
+_OPEN_PATHS = ("/health", "/", "/favicon.ico")  # probes, and the page, which asks for the key itself
 
 
 class Border:

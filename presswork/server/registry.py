@@ -41,6 +41,14 @@ class ServedModel:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+def _warm(engine: Engine) -> None:
+    """Compile what a first request would wait for: two steps of a canvas, or two tokens."""
+    engine.generate(
+        prompt_token_ids=[engine.model.config.bos_token_id], max_denoising_steps=2, stability_threshold=None,
+        max_tokens=min(engine.model.config.canvas_length, engine.max_context - 1),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """A loaded model for as long as a request needs it, and the adapter it asked for."""
@@ -137,6 +145,7 @@ class ModelRegistry:
                 )  # fmt: skip
                 for name, place in model.adapters.items():
                     engine.load_adapter(name, place)
+                _warm(engine)
                 return engine
 
             model.engine = AsyncEngine(await asyncio.to_thread(loaded))
