@@ -79,7 +79,7 @@ def serve(
     from presswork.server.config import ServerConfig
 
     apply_threads(context.obj)
-    named = dict(map(_named, models or embedded_names()))
+    named = named_models(models)
     config = ServerConfig(
         models=named,
         adapters=_adapters(adapter or [], next(iter(named))),
@@ -103,6 +103,16 @@ def serve(
         )
     )
     server.run(sockets=[listener])
+
+
+def named_models(given: list[str] | None) -> dict[str, str]:
+    """Models by name, out of [NAME=]MODEL each; the embedded ones where none is given. Raises ConfigError."""
+    found: dict[str, str] = {}
+    for name, source in map(_named, given or embedded_names()):
+        if name in found:
+            raise ConfigError(f"two models are named {name!r}; give one another name: NAME={source}")
+        found[name] = source
+    return found
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""`presswork bench`."""
+"""`presswork bench`: one request at a time, in this process."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -17,14 +17,11 @@ from presswork.cli.sudoku import MAX_TOKENS, is_sudoku
 from presswork.engine.engine import Engine
 from presswork.engine.params import Mode
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
-
 _MODES: tuple[Mode, ...] = ("diffusion", "ar")
 _PROMPT_TOKENS, _MAX_TOKENS = 256, 256
 
 
-@app.command()
-def bench(
+def offline(
     context: typer.Context,
     model: ModelArgument = "sudoku",
     prompt_tokens: Annotated[

@@ -1,0 +1,78 @@
+"""`presswork batch`."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from presswork.cli.model import apply_threads
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
+from presswork.cli.output import note, print_json
+from presswork.cli.progress import progress_bar
+from presswork.cli.verbs.serve import named_models
+from presswork.engine.engine import EngineConfig
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def batch(
+    context: typer.Context,
+    requests: Annotated[Path, typer.Argument(help="Requests, one a line, in OpenAI's batch format (.jsonl).")],
+    answers: Annotated[Path, typer.Argument(help="Where answers go, one a line; a run that broke off goes on.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="[NAME=]MODEL",
+            show_default=False,
+            help="What requests may name; the first is the default. May be given several times.",
+        ),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests at once.", min=1)] = 32,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a file of requests; every request gets exactly one line.
+
+    Requests are those of /v1/chat/completions, /v1/completions, /v1/responses and /v1/messages. What was answered
+    before, also with an error, is not asked again.
+
+    \b
+    Examples:
+      presswork batch in.jsonl out.jsonl
+      presswork batch in.jsonl out.jsonl --model FOLDER --concurrency 64
+    """
+    from presswork.server.app import create_app
+    from presswork.server.batch import answered, read_batch, run_batch
+    from presswork.server.config import ServerConfig
+
+    apply_threads(context.obj)
+    lines = read_batch(requests)
+    known = answered(answers)
+    left = [line for line in lines if line.custom_id not in known]
+    num_failed = 0
+    config = ServerConfig(
+        models=named_models(model), device=device, dtype=dtype, engine=EngineConfig(max_running=concurrency)
+    )
+
+    with progress_bar("requests", len(left)) as advance:
+
+        def on_done(is_good: bool) -> None:
+            nonlocal num_failed
+            num_failed += not is_good
+            advance(1)
+
+        async def run() -> None:
+            served = create_app(config)
+            async with served.router.lifespan_context(served):
+                await run_batch(served, left, answers, concurrency=concurrency, on_done=on_done)
+
+        asyncio.run(run())
+    if as_json:
+        print_json({"num": len(lines), "asked": len(left), "failed": num_failed})
+    else:
+        note(f"{len(left)} requests asked, {num_failed} with an error, {len(lines) - len(left)} known from before")

@@ -1,0 +1,107 @@
+"""Batches: one answer a line, whatever breaks, and going on where a run stopped."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from presswork.cli import app as cli
+from presswork.engine.engine import EngineConfig
+from presswork.errors import DataError
+from presswork.server.app import create_app
+from presswork.server.batch import answered, read_batch, run_batch
+from presswork.server.config import ServerConfig
+
+CHAT = "/v1/chat/completions"
+
+
+def line(custom_id: str, **changes) -> str:
+    body = {"messages": [{"role": "user", "content": f"def {custom_id}"}], "max_tokens": 6}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": CHAT, "body": body, **changes}) + "\n"
+
+
+def run(folder, lines, out, *, on_done=lambda is_good: None, concurrency=4):
+    async def whole():
+        served = create_app(ServerConfig(models={"tiny": str(folder)}, engine=EngineConfig(constraint_folder=None)))
+        async with served.router.lifespan_context(served):
+            await run_batch(served, lines, out, concurrency=concurrency, on_done=on_done)
+
+    asyncio.run(whole())
+
+
+def read(out) -> dict[str, dict]:
+    answers = [json.loads(one) for one in out.read_text().splitlines()]
+    assert len({one["custom_id"] for one in answers}) == len(answers)
+    return {one["custom_id"]: one for one in answers}
+
+
+def test_every_request_gets_one_line_also_those_that_fail(folder, tmp_path):
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    bad = {"messages": [], "max_tokens": 6}
+    file.write_text(
+        "".join(line(f"r{i}") for i in range(6)) + line("bad", body=bad) + "\n"
+        + line("plain", url="/v1/completions", body={"prompt": "def", "max_tokens": 4})
+        + line("claude", url="/v1/messages", body={"messages": [{"role": "user", "content": "x"}], "max_tokens": 4})
+        + line("items", url="/v1/responses", body={"input": "x", "max_output_tokens": 4})
+    )  # fmt: skip
+    marks: list[bool] = []
+    run(folder, read_batch(file), out, on_done=marks.append)
+    answers = read(out)
+    assert len(answers) == 10 and marks.count(False) == 1
+    assert answers["r3"]["response"]["body"]["object"] == "chat.completion" and answers["r3"]["error"] is None
+    assert answers["bad"]["response"]["status_code"] == 400 and "messages" in answers["bad"]["error"]["message"]
+    assert answers["plain"]["response"]["body"]["object"] == "text_completion"
+    assert answers["claude"]["response"]["body"]["type"] == "message"
+    assert answers["items"]["response"]["body"]["object"] == "response"
+
+
+def test_a_run_goes_on_behind_the_last_whole_line(folder, tmp_path):
+    out = tmp_path / "out.jsonl"
+    done = json.dumps({"custom_id": "r0", "response": {}}) + "\n"
+    out.write_text(done + '{"custom_id": "r1", "resp')
+    assert answered(out) == {"r0"} and out.read_text() == done
+    assert answered(tmp_path / "none.jsonl") == set()
+    out.write_text("hello\n")
+    with pytest.raises(DataError, match="not an answer of a batch"):
+        answered(out)
+
+
+def test_answers_that_cannot_be_written_stop_the_run(folder, tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text(line("a") + line("b"))
+    with pytest.raises(DataError, match="run again to go on"):
+        run(folder, read_batch(file), Path("/dev/full"), concurrency=1)
+    with pytest.raises(DataError, match="give another file"):
+        run(folder, read_batch(file), tmp_path / "none" / "out.jsonl")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "holds no request"),
+        ("{\n", "line 1: not JSON"),
+        (line("a") + line("a"), "line 2: custom_id 'a' is said twice"),
+        (line("a", method="GET"), "method must be POST"),
+        (line("a", url="/v1/embeddings"), "url one of"),
+        (line("a", body=[]), "expected an object with custom_id"),
+        (line("a", body={"stream": True}), "a batch has no streams"),
+    ],
+)
+def test_a_malformed_batch_is_refused_before_any_work(tmp_path, text, message):
+    file = tmp_path / "in.jsonl"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_batch(file)
+
+
+def test_the_verb_asks_only_what_is_not_answered(capsys, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    file.write_text(line("a") + line("b") + line("c"))
+    for asked in (3, 0):
+        with pytest.raises(SystemExit) as stop:
+            cli(["batch", str(file), str(out), "--model", f"tiny={folder}", "--json"])
+        assert not stop.value.code
+        assert json.loads(capsys.readouterr().out) == {"num": 3, "asked": asked, "failed": 0}
+    assert set(read(out)) == {"a", "b", "c"}
