@@ -24,11 +24,6 @@ def frame(draft: Draft, engine: Engine) -> dict[str, Any]:
     }
 
 
-def full_text(so_far: str, draft: Draft, engine: Engine) -> str:
-    """The text as it would be if the canvas stayed as it is."""
-    return so_far + "".join(text for text, _, _ in _until_end(draft, engine))
-
-
 def _until_end(draft: Draft, engine: Engine) -> list[tuple[str, float, bool]]:
     """(text, the largest entropy, whether all was accepted) of each piece before the first end token."""
     stop = next((i for i, token in enumerate(draft.token_ids) if token in engine.end_ids), len(draft.token_ids))

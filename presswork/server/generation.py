@@ -19,12 +19,21 @@ class Ask:
     Args:
         is_chat: reasoning and tool calls are split off.
         wants_drafts: drafts are given out too.
+        wants_states: behind every draft, the text as it would be if the canvas stayed as it is.
     """
 
     prompt_ids: Sequence[int]
     params: SamplingParams
     is_chat: bool = True
     wants_drafts: bool = False
+    wants_states: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The whole text so far, with the present draft behind it."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,7 @@ class Logprobs:
     tokens: list[TokenLogprob]
 
 
-Bit = Piece | ToolCall | Draft | Logprobs | Done
+Bit = Piece | ToolCall | Draft | State | Logprobs | Done
 
 
 @dataclass(slots=True)
@@ -109,16 +118,16 @@ async def written(lease: Lease, asks: Sequence[Ask]) -> list[Written]:
 
 
 async def _bits(lease: Lease, ask: Ask) -> AsyncIterator[Bit]:
-    tokenizer = lease.model.tokenizer
-    reader = None
-    if ask.is_chat and tokenizer is not None:
-        reader = PartReader(tokenizer, ask.params.stop, is_continuation=ask.params.constraint is not None)
+    reader, committed = _reader(lease, ask), []
     events = lease.engine.stream(ask.prompt_ids, ask.params, drafts=ask.wants_drafts)
     try:
         async for event in events:
             if isinstance(event, Draft):
                 yield event
+                if ask.wants_states:
+                    yield State(_state(lease, ask, [*committed, *event.token_ids]))
             elif isinstance(event, Commit):
+                committed += event.token_ids if ask.wants_states else []
                 if event.logprobs:
                     yield Logprobs(event.logprobs)
                 if reader is not None:
@@ -132,6 +141,22 @@ async def _bits(lease: Lease, ask: Ask) -> AsyncIterator[Bit]:
                 yield event
     finally:
         await events.aclose()  # type: ignore[attr-defined]
+
+
+def _reader(lease: Lease, ask: Ask) -> PartReader | None:
+    tokenizer = lease.model.tokenizer
+    if not ask.is_chat or tokenizer is None:
+        return None
+    return PartReader(tokenizer, ask.params.stop, is_continuation=ask.params.constraint is not None)
+
+
+def _state(lease: Lease, ask: Ask, ids: Sequence[int]) -> str:
+    """The text of tokens up to the first that ends a reply."""
+    reader = _reader(lease, ask)
+    assert reader is not None
+    stop = next((i for i, token in enumerate(ids) if token in lease.model.end_ids), len(ids))
+    found = reader.push(ids[:stop]) + reader.flush()
+    return "".join(bit.text for bit in found if isinstance(bit, Piece) and bit.kind == "text")
 
 
 def num_reasoning_tokens(lease: Lease, found: Written) -> int:

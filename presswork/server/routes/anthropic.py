@@ -12,7 +12,7 @@ from presswork.engine.events import Done, Draft, Reply
 from presswork.errors import RequestError
 from presswork.server.constraints import of_response_format, of_tool_choice, only_one
 from presswork.server.errors import HttpError, anthropic_body
-from presswork.server.generation import Ask, Bit, Logprobs, Written, bits, written
+from presswork.server.generation import Ask, Bit, Logprobs, State, Written, bits, written
 from presswork.server.registry import Lease
 from presswork.server.routes.common import new_id, server_of, streamed, whole
 from presswork.server.sse import event, readable
@@ -336,7 +336,7 @@ class _Blocks:
             pieces = readable(json.dumps(bit.arguments, ensure_ascii=False))
             made += [self._delta({"type": "input_json_delta", "partial_json": piece}) for piece in pieces]
             return made + self._closed()
-        if isinstance(bit, (Draft, Logprobs)):
+        if isinstance(bit, (Draft, State, Logprobs)):
             return []
         return self._closed()
 

@@ -12,11 +12,12 @@ from presswork.engine.events import Done, Draft, Reply, TokenLogprob
 from presswork.engine.params import SamplingParams
 from presswork.errors import RequestError
 from presswork.server.constraints import of_response_format, of_structured_outputs, of_tool_choice, only_one
-from presswork.server.frames import frame, full_text
+from presswork.server.frames import frame
 from presswork.server.generation import (
     Ask,
     Bit,
     Logprobs,
+    State,
     Written,
     bits,
     num_reasoning_tokens,
@@ -171,7 +172,9 @@ def read_chat(body: ChatRequest, lease: Lease) -> ChatAsk:
         predicted = len(lease.model.tokenizer.encode(_prediction(body.prediction), add_special_tokens=False))
     has_drafts = bool(options.drafts or body.diffusing)
     return ChatAsk(
-        asks=several(Ask(prompt_ids=ids, params=params, wants_drafts=has_drafts), num),
+        asks=several(
+            Ask(prompt_ids=ids, params=params, wants_drafts=has_drafts, wants_states=bool(body.diffusing)), num
+        ),
         model=body.model or lease.name,
         num_predicted=predicted,
         include_usage=options.include_usage,
@@ -334,12 +337,9 @@ async def _streamed(request: Request, body: ChatRequest) -> AsyncIterator[bytes]
 def _chunks(asked: ChatAsk, number: int, bit: Bit, so_far: Written, lease: Lease) -> list[bytes]:
     """The events that one more bit of a choice makes."""
     if isinstance(bit, Draft):
-        made = []
-        if asked.is_full_text:
-            made.append(_chunk(asked, number, {"content": full_text(so_far.text, bit, lease.model)}))
-        if asked.has_drafts:
-            made.append(_chunk(asked, number, {}, extra=frame(bit, lease.model)))
-        return made
+        return [_chunk(asked, number, {}, extra=frame(bit, lease.model))] if asked.has_drafts else []
+    if isinstance(bit, State):
+        return [_chunk(asked, number, {"content": bit.text})]
     if isinstance(bit, Piece):
         if bit.kind == "reasoning":
             return [_chunk(asked, number, {"reasoning_content": piece}) for piece in readable(bit.text)]
