@@ -37,7 +37,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 NONE = "none"
 # --adapter and --model set the adapter, several flags a constraint; positions and token ids are for programs.
-_WITHOUT_FLAG = {"adapter", "pins", "constraint"}
+_WITHOUT_FLAG = {"adapter", "pins", "logit_bias", "constraint"}
 _ALIASES = {"max_denoising_steps": "--steps", "canvas_length": "--canvas"}
 
 

@@ -45,6 +45,9 @@ class Intake:
         unknown = [token for token in params.stop_token_ids if token >= vocab]
         if unknown:
             raise RequestError(f"stop_token_ids must lie in 0..{vocab - 1}, got {unknown[0]}")
+        unknown = [token for token, _ in params.logit_bias if token >= vocab]
+        if unknown:
+            raise RequestError(f"logit_bias must name tokens in 0..{vocab - 1}, got {unknown[0]}")
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
         params = with_ends_held_off(params, ends, max_tokens, vocab)
         return Request(

@@ -32,6 +32,10 @@ class SamplingParams:
         top_k: sample among the k most likely tokens; 0 is off.
         top_p: sample among the fewest tokens that hold this probability; 1 is off.
         repetition_penalty: divides positive and multiplies negative logits of tokens seen before; 1 is off.
+        presence_penalty: taken once from the logits of tokens that were written before. Of a canvas's own tokens it
+            knows nothing: only committed ones count.
+        frequency_penalty: taken from them as often as they were written.
+        logit_bias: a mapping of token ids to what is added to their logits; kept as pairs in order.
         stop: strings that end the text; they are not part of it.
         stop_token_ids: further token ids that end it, beside the checkpoint's end tokens.
         ignore_eos: treat the checkpoint's end tokens as any other.
@@ -61,6 +65,9 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -93,6 +100,9 @@ class SamplingParams:
         _check_real("temperature", self.temperature, 0.0, 100.0)
         _check_real("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _check_real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _check_real("presence_penalty", self.presence_penalty, -100.0, 100.0)
+        _check_real("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
         if self.adapter is not None and not isinstance(self.adapter, str):
@@ -224,6 +234,19 @@ def _token_ids(name: str, value: object) -> tuple[int, ...]:
     for token in ids:
         _check_count(name, token, 0, _MAX_ID)
     return ids
+
+
+def _biases(value: object) -> tuple[tuple[int, float], ...]:
+    """Tokens and what is added to their logits, in order of ids."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, Sequence) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise RequestError(f"logit_bias must map token ids to numbers, such as {{17: -5.0}}; got {value!r}")
+    for token, bias in pairs:
+        _check_count("a token id of logit_bias", token, 0, _MAX_ID)
+        _check_real(f"the bias of token {token}", bias, -1000.0, 1000.0)
+    if len({token for token, _ in pairs}) < len(pairs):
+        raise RequestError(f"logit_bias must name each token once, got {value!r}")
+    return tuple(sorted((token, float(bias)) for token, bias in pairs))
 
 
 def _pairs(value: object) -> tuple[tuple[int, int], ...]:

@@ -3,6 +3,7 @@
 N rows, D model width, L canvas, R open rows.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
@@ -256,29 +257,46 @@ def _temperatures(requests: Sequence[Request], counts: Sequence[int]) -> Float[T
 
 
 def _edits(requests: Sequence[Request], counts: Sequence[int]) -> LogitEdits | None:
-    """Repetition penalties, end tokens ruled out in rows before min_tokens, tokens ruled out at single positions."""
+    """Penalties and biases, end tokens ruled out in rows before min_tokens, tokens ruled out at single positions."""
     groups: list[EditGroup] = []
     row_group: list[int] = []
     for request, count in zip(requests, counts, strict=True):
         params, written, num_rows = request.params, len(request.output.token_ids), count
-        plain = -1
-        seen = torch.empty(0, dtype=torch.int64)
-        if params.repetition_penalty != 1.0:
-            seen = torch.tensor(list(request.seen_ids()), dtype=torch.int64)
+        plain, own = -1, _own_edits(request)
+        if own is not None:
             plain = len(groups)
-            groups.append(EditGroup(seen_ids=seen, repetition_penalty=params.repetition_penalty))
+            groups.append(own)
         num_early = min(count, max(0, params.min_tokens - written))
         if num_early and request.end_ids:
             banned = torch.tensor(sorted(request.end_ids), dtype=torch.int64)
-            early = EditGroup(seen_ids=seen, repetition_penalty=params.repetition_penalty, banned_ids=banned)
             row_group += [len(groups)] * num_early
-            groups.append(early)
+            groups.append(replace(own or EditGroup(), banned_ids=banned))
             count -= num_early
         row_group += [plain] * count
         _ban_at(request, range(len(row_group) - num_rows, len(row_group)), row_group, groups)
     if not groups:
         return None
     return LogitEdits(row_group=torch.tensor(row_group), groups=tuple(groups))
+
+
+def _own_edits(request: Request) -> EditGroup | None:
+    """What a request's parameters change in all of its rows."""
+    params = request.params
+    seen, bias = torch.empty(0, dtype=torch.int64), dict(params.logit_bias)
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(list(request.seen_ids()), dtype=torch.int64)
+    if params.presence_penalty or params.frequency_penalty:
+        for token, count in Counter(request.output.token_ids).items():
+            taken = params.presence_penalty + params.frequency_penalty * count
+            bias[token] = bias.get(token, 0.0) - taken
+    if params.repetition_penalty == 1.0 and not bias:
+        return None
+    return EditGroup(
+        seen_ids=seen,
+        repetition_penalty=params.repetition_penalty,
+        bias_ids=torch.tensor(list(bias), dtype=torch.int64),
+        bias=torch.tensor(list(bias.values()), dtype=torch.float32),
+    )
 
 
 def _ban_at(request: Request, rows: range, row_group: list[int], groups: list[EditGroup]) -> None:

@@ -3,6 +3,7 @@
 Bodies are pydantic models here and nowhere else; behind this border there are the engine's dataclasses.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -14,7 +15,7 @@ from presswork.errors import RequestError
 # What each protocol names or means in its own way, and what is no number or word.
 _OTHERWISE = {
     *("max_tokens", "seed", "temperature", "top_p", "stop", "logprobs"),
-    *("pins", "start", "start_noise", "constraint", "trace", "adapter"),
+    *("logit_bias", "pins", "start", "start_noise", "constraint", "trace", "adapter"),
 }
 
 
@@ -37,14 +38,29 @@ CanvasFields: Any = create_model(
 """A body with every field of SamplingParams that no protocol has an own word for; null is the checkpoint's default."""
 
 
+def own_fields(body: BaseModel) -> dict[str, Any]:
+    """The engine's own sampling fields in a body, those that were left out too."""
+    return {name: getattr(body, name) for name in _own}
+
+
 def sampling(body: BaseModel, defaults: SamplingParams, **own: Any) -> SamplingParams:
     """A request's parameters: the model's defaults, the engine's own fields in the body, then what is given here.
 
     Args: own: fields of SamplingParams; None leaves the default.
     Raises: RequestError.
     """
-    given = {name: getattr(body, name) for name in _own}
+    given = own_fields(body)
     return defaults.changed(**{name: value for name, value in {**given, **own}.items() if value is not None})
+
+
+def biases(given: Mapping[str, float] | None) -> dict[int, float] | None:
+    """OpenAI's logit_bias, whose keys are token ids in text. Raises RequestError."""
+    if not given:
+        return None
+    wrong = [key for key in given if not (key.isascii() and key.isdigit() and len(key) < 12)]
+    if wrong:
+        raise RequestError(f"logit_bias must map token ids to numbers, got {wrong[0][:40]!r}")
+    return {int(key): float(bias) for key, bias in given.items()}
 
 
 def refuse(body: BaseModel, neutral: dict[str, tuple[Any, ...]]) -> None:

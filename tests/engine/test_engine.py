@@ -20,6 +20,9 @@ MIXED = [
     dict(ids=prompt_ids(7, 6), max_tokens=8, seed=6, top_k=3),
     dict(ids=prompt_ids(6, 7), max_tokens=20, seed=7, mode="ar", repetition_penalty=1.3, top_p=0.9),
     dict(ids=prompt_ids(19, 8), max_tokens=12, seed=8, canvas_length=5, temperature=0.0),
+    dict(
+        ids=prompt_ids(8, 9), max_tokens=24, seed=9, presence_penalty=1.5, frequency_penalty=0.5, logit_bias={3: -2.0}
+    ),
 ]
 
 
@@ -149,6 +152,32 @@ def test_end_tokens_end_and_min_tokens_holds_them_off(confident_model):
         late = engine.generate(min_tokens=12, mode=mode, **ask)
         assert not set(late.token_ids[:12]) & {39, 1, 16}
     assert engine.generate(ignore_eos=True, **ask).finish_reason == "length"
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+def test_biases_rule_tokens_in_and_out(engine, mode):
+    ask = dict(prompt_token_ids=prompt_ids(5, 1), max_tokens=20, ignore_eos=True, mode=mode)
+    assert engine.generate(**ask, logit_bias={5: 1000.0}).token_ids == [5] * 20
+    plain = engine.generate(**ask).token_ids
+    assert set(plain) & set(engine.generate(**ask, logit_bias=dict.fromkeys(set(plain), -1000.0)).token_ids) == set()
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+def test_penalties_count_what_was_written_before(engine, name):
+    ask = dict(prompt_token_ids=prompt_ids(5, 1), ignore_eos=True)
+    written = engine.generate(**ask, mode="ar", max_tokens=30, **{name: 100.0}).token_ids
+    assert len(set(written)) == 30
+    # Of a canvas's own tokens nothing is known before it is committed; later canvases keep off them.
+    canvases = engine.generate(**ask, max_tokens=24, canvas_length=8, **{name: 100.0}).token_ids
+    first, second, third = set(canvases[:8]), set(canvases[8:16]), set(canvases[16:])
+    assert not (first & second or (first | second) & third)
+
+
+def test_a_frequency_penalty_grows_with_every_use(engine):
+    ask = dict(prompt_token_ids=prompt_ids(5, 1), ignore_eos=True, mode="ar", max_tokens=12, temperature=0.0)
+    # Logits lie within 30 of zero: 200 ahead, 40 less with every use, it wins four times and cannot win an eighth.
+    written = engine.generate(**ask, logit_bias={5: 200.0}, frequency_penalty=40.0).token_ids
+    assert written[:4] == [5] * 4 and written.count(5) <= 7
 
 
 def test_cancel_frees_everything(engine):

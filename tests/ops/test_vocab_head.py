@@ -80,6 +80,18 @@ def test_definition_edits_by_sign_and_bans_last() -> None:
     assert z.tolist() == [[8.0, -4.0, 2.0, 18.0], [4.0, -8.0, 2.0, -math.inf]]
 
 
+def test_definition_biases_are_added_after_the_penalty_and_before_the_temperature() -> None:
+    group = EditGroup(
+        seen_ids=torch.tensor([0, 1]), repetition_penalty=2.0, bias_ids=torch.tensor([2, 0, 3]),
+        bias=torch.tensor([-1.5, 1.0, 50.0]), banned_ids=torch.tensor([3]),
+    )  # fmt: skip
+    edits = LogitEdits(row_group=torch.tensor([-1, 0]), groups=(group,))
+    logits = torch.tensor([4.0, -2.0, 1.0, 9.0])
+    asked = {"softcap": None, "temperature": torch.full((2,), 0.5), "edits": edits}
+    z = scaled(torch.ones(2, 1), logits[:, None], asked)
+    assert z.tolist() == [[8.0, -4.0, 2.0, 18.0], [6.0, -8.0, -1.0, -math.inf]]
+
+
 @pytest.mark.parametrize("impl", FAST)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab", (64, 5000))

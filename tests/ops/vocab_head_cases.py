@@ -18,12 +18,20 @@ SLACK = 2e-5  # float32 rounding of z around 75, the largest a softcap of 30 and
 
 def some_edits(rows: int, vocab: int) -> LogitEdits:
     generator = torch.Generator().manual_seed(11)
+    biased = torch.randperm(vocab, generator=generator)[:60]
     groups = (
-        EditGroup(seen_ids=torch.randint(0, vocab, (200,), generator=generator), repetition_penalty=1.4),
+        EditGroup(
+            seen_ids=torch.randint(0, vocab, (200,), generator=generator),
+            repetition_penalty=1.4,
+            bias_ids=biased,
+            bias=torch.randint(-24, 25, (len(biased),), generator=generator) / 4,
+        ),
         EditGroup(banned_ids=torch.randint(0, vocab, (5,), generator=generator)),
         EditGroup(
             seen_ids=torch.randint(0, vocab, (20,), generator=generator),
             repetition_penalty=0.7,
+            bias_ids=biased[:9],
+            bias=torch.full((9,), 2.5),
             banned_ids=torch.arange(0, vocab, 2),
         ),
     )

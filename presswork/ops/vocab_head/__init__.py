@@ -70,7 +70,7 @@ def read_vocab(
         top_logprobs: how many of the most likely tokens to list, 0 to MAX_LISTED.
         soft_embedding: whether, or in which rows, to compute softmax(z) @ soft_source (no sqrt(D) factor).
         soft_source: the input embedding where it is not `embedding` itself.
-        edits: repetition penalties and bans.
+        edits: repetition penalties, biases and bans.
         top_k: per row, keep the k most likely tokens; 0 keeps all.
         top_p: per row in [0, 1], keep the fewest most likely tokens whose mass reaches p, at least one; 1 keeps all.
         class_weights: weights of classes of tokens, and the class that each sample is drawn from; tokens of no class
@@ -141,7 +141,7 @@ def read_classes(
         softcap: logit bound c above 0, or None for none.
         temperature: per row, above 0.
         classes: the classes, prepared once.
-        edits: repetition penalties and bans.
+        edits: repetition penalties, biases and bans.
         impl: as in read_vocab.
 
     Returns:
@@ -208,7 +208,7 @@ def _check_ids(query: Query, vocab: int) -> None:
     """Ids on another device go unchecked: looking would wait for it."""
     groups = () if query.edits is None else query.edits.groups
     named = [("token_ids", query.token_ids)]
-    named += [("seen_ids", group.seen_ids) for group in groups] + [("banned_ids", group.banned_ids) for group in groups]
+    named += [(name, getattr(group, name)) for group in groups for name in ("seen_ids", "bias_ids", "banned_ids")]
     for name, ids in named:
         if ids is not None and ids.device.type == "cpu" and ids.numel():
             low, high = (int(bound) for bound in ids.aminmax())

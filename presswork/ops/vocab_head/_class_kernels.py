@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from presswork.ops.vocab_head._intrinsics import as_float, wide_bits
-from presswork.ops.vocab_head._kernels import ABS_BITS, EXACT, INF_BITS, exp, tanh
+from presswork.ops.vocab_head._kernels import ABS_BITS, EXACT, INF_BITS, exp, inverse_temperature, tanh
 from presswork.ops.vocab_head.classes import PIECE
 
 LOWEST = np.float32(-1e38)  # the top of a piece without tokens: differences of tops stay finite
@@ -35,20 +35,21 @@ def _scale_column(bits, inverse_cap, scale, z, magnitude):
 
 
 @njit(nogil=True, cache=True)
-def _edit_column(z, token, row_edits, edit_starts, edit_ids, edit_factors):
-    """The edits of one token in every row: a penalty (factor > 0) or a ban (factor 0)."""
+def _edit_column(z, token, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_changes):
+    """The edits of one token in every row: a penalty (factor > 0) and a bias, or a ban (factor 0)."""
     for group in range(len(edit_starts) - 1):
         begin, end = edit_starts[group], edit_starts[group + 1]
         place = begin + np.searchsorted(edit_ids[begin:end], token)
         if place == end or edit_ids[place] != token:
             continue
-        factor = edit_factors[place]
+        factor, bias = edit_changes[place]
         for i in range(len(row_edits)):
             if row_edits[i] == group:
                 if factor == _F(0):
                     z[i] = -np.inf
                 else:
                     z[i] = z[i] / factor if z[i] > 0 else z[i] * factor
+                    z[i] += bias * inverse_temperature(inverse_cap, scale[i])
 
 
 @njit(nogil=True, cache=True)
@@ -89,7 +90,7 @@ def _store(top, mass, moment, best, p, sums, bests):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def read_chunk(
-    products, ids, columns, piece_starts, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_factors,
+    products, ids, columns, piece_starts, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_changes,
     finite, sums, bests,
 ):  # fmt: skip
     """Sum every piece of a chunk in every row: its top, the best id, and mass and moment relative to the top.
@@ -107,7 +108,9 @@ def read_chunk(
         for t in range(start, stop):
             _scale_column(products[columns[t]], inverse_cap, scale, z[t - start], magnitude)
             if len(edit_ids) > 0:
-                _edit_column(z[t - start], ids[t], row_edits, edit_starts, edit_ids, edit_factors)
+                _edit_column(
+                    z[t - start], ids[t], inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_changes
+                )  # fmt: skip
             _raise_top(z[t - start], ids[t], top, best)
         if stop == start + 1:
             _lone_mass(top, mass)

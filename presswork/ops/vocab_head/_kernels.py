@@ -94,16 +94,22 @@ def _scaled_logits(bits, width, inverse_cap, scale, z):
 
 
 @njit(nogil=True, cache=True)
-def _edit(z, first, width, ids, factors):
-    """Penalties (factor > 0) and bans (factor 0) on ids in [first, first + width); true if there was any."""
+def inverse_temperature(inverse_cap, scale):
+    """Of a row whose logits are scale * tanh(x * inverse_cap), or scale * x without a cap."""
+    return scale if inverse_cap == _F(0) else scale * inverse_cap
+
+
+@njit(nogil=True, cache=True)
+def _edit(z, first, width, ids, changes, per_temperature):
+    """Penalties (factor > 0), biases and bans (factor 0) on ids in [first, first + width); true if there was any."""
     start = np.searchsorted(ids, first)
     stop = start
     while stop < len(ids) and ids[stop] < first + width:
-        j, factor = ids[stop] - first, factors[stop]
+        j, factor = ids[stop] - first, changes[stop, 0]
         if factor == _F(0):
             z[j] = -np.inf
         else:
-            z[j] = z[j] / factor if z[j] > 0 else z[j] * factor
+            z[j] = (z[j] / factor if z[j] > 0 else z[j] * factor) + changes[stop, 1] * per_temperature
         stop += 1
     return stop > start
 
@@ -191,12 +197,14 @@ def _scan_candidates(z, width, first, floor, heap_z, heap_id, limit):
 
 
 @njit(nogil=True, cache=True)
-def _adjust(z, first, width, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, weights, places):
+def _adjust(
+    z, first, width, i, row_edits, edit_starts, edit_ids, edit_changes, per_temperature, cut_z, cut_id, weights, places
+):  # fmt: skip
     """Edits, class weights (unless empty) and cut of row i, on ids [first, first + width)."""
     group = row_edits[i]
     if group >= 0:
         begin, end = edit_starts[group], edit_starts[group + 1]
-        _edit(z, first, width, edit_ids[begin:end], edit_factors[begin:end])
+        _edit(z, first, width, edit_ids[begin:end], edit_changes[begin:end], per_temperature)
     if len(weights) > 0:
         weigh(z, width, places, weights)
     if cut_z[i] > -np.inf:
@@ -255,7 +263,7 @@ def _sum_row(z, width, so_far, cells):
 @njit(nogil=True, cache=True, error_model="numpy")
 def read_tile(
     tall, products, width, first, inverse_cap, scale, best_so_far, kept_so_far, row_edits, edit_starts, edit_ids,
-    edit_factors, cut_z, cut_id, token_ids, soft_rows, limits, z, cells, top, mass, moment, best, finite, chosen,
+    edit_changes, cut_z, cut_id, token_ids, soft_rows, limits, z, cells, top, mass, moment, best, finite, chosen,
     heap_z, heap_id, heap_count, probs, probs_row, weights, wanted, living, places, drawn_so_far, drawn_top,
     drawn_mass, drawn_best,
 ):  # fmt: skip
@@ -302,7 +310,8 @@ def read_tile(
             continue
         _scaled_logits(row, width, inverse_cap, scale[i], z)
         _adjust(
-            z, first, width, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, table, places
+            z, first, width, i, row_edits, edit_starts, edit_ids, edit_changes,
+            inverse_temperature(inverse_cap, scale[i]), cut_z, cut_id, table, places,
         )  # fmt: skip
         row_cells = cells[i, first // CELL :]
         if drawn_weight > -np.inf:
@@ -328,7 +337,7 @@ def read_tile(
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def scale_tile(
-    tall, products, width, first, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_factors, z, all_z
+    tall, products, width, first, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_changes, z, all_z
 ):  # fmt: skip
     """Write one tile of z, edits included, into its columns of all_z; the same bits that read_tile would find."""
     is_tall = len(tall) > 0
@@ -338,7 +347,8 @@ def scale_tile(
         _scaled_logits(products[i % TURNED if is_tall else i], width, inverse_cap, scale[i], z)
         if row_edits[i] >= 0:
             begin, end = edit_starts[row_edits[i]], edit_starts[row_edits[i] + 1]
-            _edit(z, first, width, edit_ids[begin:end], edit_factors[begin:end])
+            per_temperature = inverse_temperature(inverse_cap, scale[i])
+            _edit(z, first, width, edit_ids[begin:end], edit_changes[begin:end], per_temperature)
         all_z[i, first : first + width] = z[:width]
 
 
@@ -418,7 +428,7 @@ def _find_mass(masses, target):
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def sample_rows(
-    start, stop, hidden, embedding, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id,
+    start, stop, hidden, embedding, inverse_cap, scale, row_edits, edit_starts, edit_ids, edit_changes, cut_z, cut_id,
     uniform, tile_cells, tile_tops, tile_masses, cells, all_top, weights, slots, wanted, sample,
 ):  # fmt: skip
     """Inverse CDF for rows [start, stop): tile, then cell, then token; only the cell's products are computed again.
@@ -454,8 +464,8 @@ def sample_rows(
             bits[j] = narrow(_dot(wide_hidden, embedding[first + j]), bits)
         _scaled_logits(bits, count, inverse_cap, scale[i], z)
         _adjust(
-            z, first, count, i, row_edits, edit_starts, edit_ids, edit_factors, cut_z, cut_id, weights[i],
-            slots[first:],
+            z, first, count, i, row_edits, edit_starts, edit_ids, edit_changes,
+            inverse_temperature(inverse_cap, scale[i]), cut_z, cut_id, weights[i], slots[first:],
         )  # fmt: skip
         if wanted[i] >= 0:
             keep_class(z, count, slots[first:], wanted[i], z)

@@ -19,27 +19,32 @@ def bits(x: Tensor) -> np.ndarray:
 
 
 class Edits(NamedTuple):
-    """Edits of all groups end to end: ids ascending within a group, factor 0 for a ban."""
+    """Edits of all groups end to end: ids ascending within a group; factor (0 for a ban) and bias of each [A, 2]."""
 
     row_group: np.ndarray
     starts: np.ndarray
     ids: np.ndarray
-    factors: np.ndarray
+    changes: np.ndarray
 
 
 def sorted_edits(edits: LogitEdits | None, rows: int) -> Edits:
     """The edits of a call, or of `rows` rows without any."""
     if edits is None:
-        return Edits(np.full(rows, -1), np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    starts, ids, factors = [0], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+        return Edits(np.full(rows, -1), np.zeros(1, np.int64), np.empty(0, np.int64), np.empty((0, 2), np.float32))
+    starts, ids, changes = [0], [np.empty(0, np.int64)], [np.empty((0, 2), np.float32)]
     for group in edits.groups:
         banned = group.banned_ids.cpu().numpy()
         seen = group.seen_ids.cpu().numpy() if group.repetition_penalty != 1.0 else banned[:0]
-        ids.append(np.unique(np.concatenate([seen, banned])).astype(np.int64))
-        factors.append(np.where(np.isin(ids[-1], banned), 0.0, group.repetition_penalty).astype(np.float32))
+        biased = group.bias_ids.cpu().numpy()
+        ids.append(np.unique(np.concatenate([seen, biased, banned])).astype(np.int64))
+        change = np.zeros((len(ids[-1]), 2), np.float32)
+        change[:, 0] = np.where(np.isin(ids[-1], seen), group.repetition_penalty, 1.0)
+        change[np.isin(ids[-1], banned), 0] = 0.0
+        change[np.searchsorted(ids[-1], biased), 1] = group.bias.cpu().float().numpy()
+        changes.append(change)
         starts.append(starts[-1] + len(ids[-1]))
     row_group = edits.row_group.cpu().numpy().astype(np.int64)
-    return Edits(row_group, np.array(starts), np.concatenate(ids), np.concatenate(factors))
+    return Edits(row_group, np.array(starts), np.concatenate(ids), np.concatenate(changes))
 
 
 class Cuts(NamedTuple):

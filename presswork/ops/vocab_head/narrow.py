@@ -48,14 +48,18 @@ def _narrow_edits(edits: LogitEdits, ids: Int[Tensor, "S"]) -> LogitEdits:
         places, known = _find(tokens.to(ids.device), ids)
         return places[known]
 
-    groups = (
-        EditGroup(
-            seen_ids=narrow(group.seen_ids),
-            repetition_penalty=group.repetition_penalty,
-            banned_ids=narrow(group.banned_ids),
+    groups = []
+    for group in edits.groups:
+        places, known = _find(group.bias_ids.to(ids.device), ids)
+        groups.append(
+            EditGroup(
+                seen_ids=narrow(group.seen_ids),
+                repetition_penalty=group.repetition_penalty,
+                bias_ids=places[known],
+                bias=group.bias.to(ids.device)[known],
+                banned_ids=narrow(group.banned_ids),
+            )
         )
-        for group in edits.groups
-    )
     return LogitEdits(row_group=edits.row_group, groups=tuple(groups))
 
 

@@ -27,8 +27,17 @@ def _edit(x: Float[Tensor, "N T"], ids: Int[Tensor, "#N T"], edits: LogitEdits) 
         if group.repetition_penalty != 1.0:
             seen = rows & torch.isin(ids, group.seen_ids.to(ids.device))
             x = torch.where(seen, torch.where(x > 0, x / group.repetition_penalty, x * group.repetition_penalty), x)
+        if group.bias_ids.numel():
+            x = x + rows * _bias(ids, group)
         x = x.masked_fill(rows & torch.isin(ids, group.banned_ids.to(ids.device)), -torch.inf)
     return x
+
+
+def _bias(ids: Int[Tensor, "#N T"], group: EditGroup) -> Float[Tensor, "#N T"]:
+    """What a group adds to the logits of these ids."""
+    known, order = group.bias_ids.to(ids.device).sort()
+    place = torch.searchsorted(known, ids.contiguous()).clamp(max=len(known) - 1)
+    return torch.where(known[place] == ids, group.bias.to(ids.device)[order][place].float(), 0.0)
 
 
 def scaled(query: Query, raw: Float[Tensor, "N T"], ids: Int[Tensor, "#N T"]) -> Float[Tensor, "N T"]:

@@ -17,17 +17,24 @@ def _no_ids() -> Int[Tensor, "0"]:
     return torch.empty(0, dtype=torch.int64)
 
 
+def _no_values() -> Float[Tensor, "0"]:
+    return torch.empty(0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EditGroup:
     """Changes shared by some rows of a call, made to the softcapped logits before the temperature.
 
     seen_ids: ids under the repetition penalty; repeats count once.
     repetition_penalty: above 0; a positive logit is divided by it, a negative one multiplied. 1 changes nothing.
-    banned_ids: ids whose logit becomes minus infinity, after the penalty.
+    bias_ids, bias: ids, each at most once, and what is added to their logits after the penalty.
+    banned_ids: ids whose logit becomes minus infinity, whatever else is asked for them.
     """
 
     seen_ids: Int[Tensor, "S"] = field(default_factory=_no_ids)
     repetition_penalty: float = 1.0
+    bias_ids: Int[Tensor, "A"] = field(default_factory=_no_ids)
+    bias: Float[Tensor, "A"] = field(default_factory=_no_values)
     banned_ids: Int[Tensor, "B"] = field(default_factory=_no_ids)
 
 

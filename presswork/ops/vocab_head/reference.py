@@ -9,7 +9,7 @@ from presswork.ops.vocab_head.reading import LogitEdits, Query, Reading, blank_u
 
 
 def apply_edits(logits: Float[Tensor, "N V"], edits: LogitEdits) -> Float[Tensor, "N V"]:
-    """Repetition penalty, then bans, on the rows of each group; pure."""
+    """Repetition penalty, then biases, then bans, on the rows of each group; pure."""
     logits = logits.clone()
     for number, group in enumerate(edits.groups):
         rows = (edits.row_group == number).nonzero()
@@ -17,6 +17,7 @@ def apply_edits(logits: Float[Tensor, "N V"], edits: LogitEdits) -> Float[Tensor
         found = logits[rows, seen]
         factor = torch.tensor(group.repetition_penalty, dtype=found.dtype, device=found.device)
         logits[rows, seen] = torch.where(found > 0, found / factor, found * factor)
+        logits[rows, group.bias_ids.to(logits.device)] += group.bias.to(logits)
         logits[rows, banned] = -torch.inf
     return logits
 

@@ -28,7 +28,7 @@ from presswork.server.generation import (
 from presswork.server.registry import Lease
 from presswork.server.routes.common import new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
-from presswork.server.wire import CanvasFields, Wire, refuse, sampling
+from presswork.server.wire import CanvasFields, Wire, biases, refuse, sampling
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
 from presswork.text.tokenizer import Tokenizer
@@ -69,6 +69,7 @@ class ChatRequest(CanvasFields):
     temperature: float | None = None
     top_p: float | None = None
     stop: str | list[str] | None = None
+    logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
@@ -88,9 +89,6 @@ class ChatRequest(CanvasFields):
     store: bool | None = None
     service_tier: str | None = None
     # Refused where they ask for anything.
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     functions: list[dict[str, Any]] | None = None
@@ -100,7 +98,7 @@ class ChatRequest(CanvasFields):
 
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "modalities": (["text"],), "audio": (),
+    "modalities": (["text"],), "audio": (),
     "functions": ([],), "function_call": ("none", "auto"), "web_search_options": (), "verbosity": ("medium",),
     "store": (False,), "service_tier": ("auto", "default"),
 }  # fmt: skip
@@ -205,6 +203,7 @@ def _params(body: ChatRequest, lease: Lease, tools: Sequence[Mapping[str, Any]])
         top_p=body.top_p,
         stop=body.stop,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        logit_bias=biases(body.logit_bias),
         constraint=constraint,
         start=start,
         start_noise=body.start_noise,

@@ -44,7 +44,6 @@ class FimRequest(Wire):
     num_candidates: int | None = None
     metadata: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
-    # Editors send it with every request; a gap that must lead into what follows has no use for it.
     presence_penalty: float | None = None
 
 
@@ -115,6 +114,7 @@ async def fim(request: Request, body: FimRequest) -> Response:
             params = _given(
                 seed=body.random_seed if body.seed is None else body.seed, temperature=body.temperature,
                 max_denoising_steps=body.max_denoising_steps, num_candidates=body.num_candidates,
+                presence_penalty=body.presence_penalty,
             )  # fmt: skip
             text, is_stopped = await _gap(lease, body.prompt, suffix, body.max_tokens or _FIM_TOKENS, body.stop, params)
             usage = _usage(lease.model, body.prompt + suffix, text)
@@ -176,7 +176,7 @@ async def edit(request: Request, body: EditRequest) -> Response:
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
-            params = _given(seed=body.seed, temperature=body.temperature)
+            params = _given(seed=body.seed, temperature=body.temperature, presence_penalty=body.presence_penalty)
             strength = _EDIT_STRENGTH if body.strength is None else body.strength
             region = await asyncio.to_thread(_edited_region, lease, asked, strength, params)
             text = f"```\n{region}\n```"

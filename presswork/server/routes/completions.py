@@ -19,7 +19,7 @@ from presswork.server.registry import Lease
 from presswork.server.routes.chat import MAX_CHOICES, StreamOptions, finish_reason
 from presswork.server.routes.common import new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
-from presswork.server.wire import CanvasFields, refuse, sampling
+from presswork.server.wire import CanvasFields, biases, own_fields, sampling
 from presswork.text.parts import Piece
 from presswork.text.tokenizer import Tokenizer
 
@@ -49,12 +49,7 @@ class CompletionRequest(CanvasFields):
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     user: str | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {"frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +68,6 @@ class CompletionAsk:
 @router.post("/v1/completions")
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Write on from each prompt."""
-    refuse(body, _NEUTRAL)
     server = server_of(request)
     if body.stream:
         return await streamed(request, _streamed(request, body))
@@ -132,6 +126,7 @@ def params_of(body: CompletionRequest, lease: Lease) -> SamplingParams:
         top_p=body.top_p,
         stop=body.stop,
         logprobs=body.logprobs,
+        logit_bias=biases(body.logit_bias),
         constraint=constraint,
         adapter=lease.adapter,
     )
@@ -190,20 +185,16 @@ async def filled(request: Request, body: CompletionRequest, lease: Lease) -> dic
     }
 
 
-def gap_params(body: Any, lease: Lease) -> dict[str, Any]:
-    """The engine's own fields in a body, as filling takes them."""
-    own = {name: getattr(body, name) for name in type(body).model_fields if name in _GAP_FIELDS}
-    given = {**own, "temperature": body.temperature, "adapter": lease.adapter}
-    if body.top_p not in (None, 1):
-        raise RequestError("top_p cannot be kept together with a suffix; leave one of them out")
+def gap_params(body: CompletionRequest, lease: Lease) -> dict[str, Any]:
+    """A body's sampling parameters as filling takes them; those that a gap decides are refused there."""
+    given = {
+        **own_fields(body),
+        "temperature": body.temperature,
+        "top_p": None if body.top_p == 1 else body.top_p,
+        "logit_bias": biases(body.logit_bias),
+        "adapter": lease.adapter,
+    }
     return {name: value for name, value in given.items() if value is not None}
-
-
-_GAP_FIELDS = (
-    "max_denoising_steps", "t_min", "t_max", "entropy_bound", "accept_threshold", "stability_threshold",
-    "confidence_threshold", "canvas_length", "repetition_penalty", "mode", "top_k", "min_tokens", "ignore_eos",
-    "stop_token_ids",
-)  # fmt: skip
 
 
 def _completion(asked: CompletionAsk, found: Sequence[Written], lease: Lease) -> dict[str, Any]:
