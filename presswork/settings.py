@@ -1,4 +1,4 @@
-"""What the environment may set. The only reader of environment variables.
+"""What the environment may set. Nothing else touches environment variables.
 
 The command line reads it; `presswork.load` does not.
 
@@ -98,6 +98,11 @@ class Launch:
         if rank >= num_ranks:
             raise ConfigError(f"RANK must be below WORLD_SIZE, got {rank} of {num_ranks}; use torchrun")
         return cls(rank=rank, local_rank=local_rank, num_ranks=num_ranks)
+
+
+def keep_ray_quiet() -> None:
+    """Turn off Ray's reports of its use, which it sends unless the environment says otherwise. Mutates os.environ."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from presswork.config import require
 from presswork.engine.engine import EngineConfig
@@ -28,7 +27,7 @@ class ServerConfig:
     """
 
     models: Mapping[str, str]
-    adapters: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: MappingProxyType({}))
+    adapters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     device: str = "cpu"
     dtype: str | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -60,6 +60,18 @@ def serve(
     cors_origin: Annotated[
         list[str] | None, typer.Option(help="Origins whose pages may call; * is any.", show_default=False)
     ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="Run so many servers behind one address, with Ray.", min=1, show_default=False)
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="As many replicas as requests ask for.", min=1, show_default=False)
+    ] = None,
+    replica_cpus: Annotated[
+        int | None, typer.Option(help="Cores of a replica; this machine's, shared out, by default.", min=1)
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster, or auto; none starts one here.", show_default=False)
+    ] = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
 ) -> None:
@@ -72,11 +84,14 @@ def serve(
       presswork serve
       presswork serve google/diffusiongemma-26b-a4b-it --host 0.0.0.0 --api-key-file keys.txt
       presswork serve code=runs/code/model sudoku --adapter code:docs=runs/lora/adapter
+      presswork serve FOLDER --replicas 2 --max-replicas 8 --ray-address auto
     """
+    import torch
     import uvicorn
 
     from presswork.server.app import create_app
     from presswork.server.config import ServerConfig
+    from presswork.server.replicas import ReplicaConfig, run_replicas
 
     apply_threads(context.obj)
     named = named_models(models)
@@ -92,6 +107,19 @@ def serve(
         deadline_s=deadline_s,
         cors_origins=tuple(cors_origin or ()),
     )
+    if replicas is not None:
+        shared = ReplicaConfig(
+            num_replicas=replicas,
+            max_replicas=max_replicas,
+            num_cpus=replica_cpus or max(1, torch.get_num_threads() // replicas),
+            ray_address=ray_address,
+        )
+        _listener(host, port).close()
+        note(f"serving {', '.join(named)} at http://{host}:{port} with {replicas} replicas")
+        run_replicas(config, shared, host=host, port=port)
+        return
+    if max_replicas is not None or replica_cpus is not None or ray_address is not None:
+        raise ConfigError("--max-replicas, --replica-cpus and --ray-address are about replicas: give --replicas too")
     listener = _listener(host, port)
     shown = f"[{host}]" if ":" in host else host
     note(f"serving {', '.join(named)} at http://{shown}:{listener.getsockname()[1]}")
