@@ -6,6 +6,7 @@ PressworkError
 ├── ModelNotFoundError     (LookupError)   no embedded model, folder or Hub id answers to the name
 ├── RequestError           (ValueError)    a request asks for something malformed or out of range
 │   ├── UnsupportedError                   well-formed, but this model or engine cannot do it
+│   ├── ContextLengthError                 the prompt does not fit the context
 │   ├── TemplateError                      the chat template refused the messages
 │   └── ConstraintError                    a regex or schema that is malformed or uses what cannot be kept to
 │       └── ConstraintTooLargeError        well-formed, but its automaton would be too large
@@ -43,6 +44,17 @@ class RequestError(PressworkError, ValueError):
 
 class UnsupportedError(RequestError):
     """A well-formed request that this model or engine cannot serve."""
+
+
+class ContextLengthError(RequestError):
+    """The prompt does not fit the context.
+
+    Args: num_tokens: of the prompt. max_context: positions there are.
+    """
+
+    def __init__(self, num_tokens: int, max_context: int):
+        super().__init__(f"the prompt has {num_tokens} tokens and the context is {max_context}; shorten the prompt")
+        self.num_tokens, self.max_context = num_tokens, max_context
 
 
 class TemplateError(RequestError):

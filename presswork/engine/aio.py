@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from presswork.engine.engine import Engine
@@ -50,7 +50,7 @@ class AsyncEngine:
 
     async def stream(
         self, prompt_ids: Sequence[int], params: SamplingParams | None = None, *, drafts: bool = False
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Events of one request; leaving the loop early, or being cancelled, cancels the request.
 
         Raises: what Engine.submit raises, and the request's own error.

@@ -105,7 +105,12 @@ class ConstraintTable:
             with self._lock:
                 found = self._known(key)
             if found is None:
-                found = self._prepared(language, end_ids, pad_id)
+                try:
+                    found = self._prepared(language, end_ids, pad_id)
+                except BaseException:
+                    with self._lock:
+                        self._busy.pop(key, None)
+                    raise
             with self._lock:
                 self._found[key] = found
                 self._busy.pop(key, None)

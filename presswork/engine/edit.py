@@ -76,6 +76,8 @@ class EditReply:
 
     def diff(self, name: str = "text") -> str:
         """A unified diff; empty where nothing changed."""
+        if self.old == self.text:
+            return ""
         old, new = split_lines(self.old), split_lines(self.text)
         lines = difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)

@@ -13,7 +13,7 @@ from presswork.engine.output import OutputText
 from presswork.engine.params import SamplingParams
 from presswork.engine.pins import with_ends_held_off
 from presswork.engine.request import Request
-from presswork.errors import RequestError, UnsupportedError
+from presswork.errors import ContextLengthError, RequestError, UnsupportedError
 from presswork.text.tokenizer import Tokenizer
 
 
@@ -93,9 +93,7 @@ class Intake:
     def _max_tokens(self, num_prompt: int, params: SamplingParams) -> int:
         left = self._max_context - num_prompt
         if left < 1:
-            raise RequestError(
-                f"the prompt has {num_prompt} tokens and the context is {self._max_context}; shorten the prompt"
-            )
+            raise ContextLengthError(num_prompt, self._max_context)
         if params.max_tokens is None:
             return left
         if params.max_tokens > left:

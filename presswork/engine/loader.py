@@ -26,6 +26,7 @@ def load(
     config: EngineConfig | None = None,
     may_pull: bool = True,
     progress: Progress | None = None,
+    name: str | None = None,
     **limits: Any,
 ) -> Engine:
     """Load a model and everything it needs to generate.
@@ -39,6 +40,7 @@ def load(
         dtype: "bfloat16" or "float32"; None is the checkpoint's.
         config: the engine's limits; single ones may be given as keywords instead.
         may_pull: False refuses to download.
+        name: what messages call the model; None is the source.
         progress: called with (bytes done, bytes in all) while tensors are read.
     Raises: ModelNotFoundError, CheckpointError, ConfigError.
     """
@@ -67,7 +69,7 @@ def load(
         template=template,
         generation_config=settings,
         config=config,
-        name=str(source),
+        name=name or str(source),
         mode="ar" if layout == "autoregressive" else "diffusion",
     )
 

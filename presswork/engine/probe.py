@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from presswork.cache.contiguous import SequenceCache
+from presswork.engine.abandon import check_wanted
 from presswork.engine.adapters import LoadedAdapter
 from presswork.engine.runner import Runner
 from presswork.models.adapters import Adapter
@@ -38,6 +39,7 @@ def causal_logprobs(
             # Chunks end where a request's own prefill would end them.
             start, stop = cache.length, min((cache.length // chunk + 1) * chunk, len(ids) - 1)
             skip = max(0, num_prompt - 1 - start)
+            check_wanted()
             with lock:
                 hidden = runner.causal_hidden(cache, ids[start:stop], adapter)
                 if skip < stop - start:
@@ -89,6 +91,7 @@ def prefilled(
         while cache.length < len(prompt):
             # Where a request's own prefill would be cut.
             stop = min(len(prompt), (cache.length // chunk + 1) * chunk)
+            check_wanted()
             with engine._lock:
                 hidden = engine._runner.causal_hidden(cache, prompt[cache.length : stop], under.adapter)
                 engine.prefix.put(prompt[:stop], cache, under.number)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol
 
+from presswork.engine.abandon import check_wanted
 from presswork.engine.events import Event
 from presswork.engine.request import Request
 
@@ -32,6 +33,7 @@ class EventStream(Iterator[Event]):
                     return request.events.popleft()
                 if ended:
                     break
+                check_wanted()
                 self._engine.wait(request)
         except BaseException:
             self.close()

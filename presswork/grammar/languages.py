@@ -8,7 +8,7 @@ from typing import Any
 
 from presswork.errors import ConstraintError
 from presswork.grammar.byte_automaton import ByteAutomaton, compile_expression
-from presswork.grammar.expression import Expression, choices, sequence, without
+from presswork.grammar.expression import Expression, choices, sequence, union, without
 from presswork.grammar.json_schema import DEFAULT_DEPTH, schema_expression
 from presswork.grammar.regex import ANY_TEXT, parse_regex
 from presswork.grammar.token_automaton import TokenAutomaton, lift
@@ -137,6 +137,28 @@ class ToolCalls(TextLanguage):
 
     def expression(self) -> Expression:
         return tool_calls_expression(self.tools, names=self.names, min_calls=self.min_calls, max_calls=self.max_calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Either(TextLanguage):
+    """Texts of any of several languages."""
+
+    languages: Sequence[TextLanguage]
+
+    def __post_init__(self) -> None:
+        languages = tuple(self.languages)
+        if not languages or not all(isinstance(one, TextLanguage) for one in languages):
+            raise ConstraintError(
+                f"languages must be one or more of Regex, Choices and the like, got {self.languages!r}"
+            )
+        object.__setattr__(self, "languages", languages)
+
+    @property
+    def key(self) -> str:
+        return f"either {json.dumps([one.key for one in self.languages])}"
+
+    def expression(self) -> Expression:
+        return union(*(one.expression() for one in self.languages))
 
 
 @dataclass(frozen=True, slots=True)

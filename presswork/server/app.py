@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import reprlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +17,7 @@ from presswork import __version__
 from presswork.errors import PressworkError
 from presswork.server.border import Border
 from presswork.server.config import ServerConfig
-from presswork.server.errors import HttpError, as_http, body_for
+from presswork.server.errors import HttpError, as_http, body_for, logged
 from presswork.server.metrics import Metrics
 from presswork.server.registry import ModelRegistry
 from presswork.server.routes import (
@@ -43,29 +44,32 @@ class Server:
     def __init__(self, config: ServerConfig):
         self.config, self.metrics = config, Metrics()
         self.registry = ModelRegistry(config)
-        self.failure: str | None = None
+        self.has_failed = False
+        self._was_loaded = False
 
     @property
     def is_ready(self) -> bool:
-        """Whether the default model has been loaded once."""
-        return self._loaded
-
-    _loaded = False
+        """Whether the default model has been loaded once. Mutates what is remembered."""
+        self._was_loaded = self._was_loaded or self.registry.default.engine is not None
+        return self._was_loaded
 
     async def load_default(self) -> None:
         """Load the first model; until then the server says that it is not ready. Mutates self."""
         try:
             async with self.registry.use(None):
-                self._loaded = True
-        except (PressworkError, HttpError, OSError) as error:
-            self.failure = str(error)
-            logger.error("the model %s cannot be loaded: %s", self.config.default_model, error)
+                self._was_loaded = True
+        except Exception:
+            self.has_failed = True
+            logger.exception("the model %s cannot be loaded", self.config.default_model)
 
     async def watch_idle(self) -> None:
         """Unload idle models, for ever."""
         while True:
             await asyncio.sleep(_IDLE_LOOK_S)
-            await self.registry.unload_idle()
+            try:
+                await self.registry.unload_idle()
+            except Exception:
+                logger.exception("an idle model could not be unloaded")
 
 
 def create_app(config: ServerConfig) -> FastAPI:
@@ -80,8 +84,7 @@ def create_app(config: ServerConfig) -> FastAPI:
         finally:
             for task in tasks:
                 task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*tasks, return_exceptions=True)
             await server.registry.close()
 
     app = FastAPI(
@@ -89,26 +92,27 @@ def create_app(config: ServerConfig) -> FastAPI:
         description="Block-diffusion language models behind the protocols people already use.",
     )  # fmt: skip
     app.state.server = server
-    for routes in (operations, models, chat, completions, responses, anthropic, code, canvas, decisions, page):
+    for routes in (
+        operations, models, chat, completions, responses, anthropic, code, canvas, decisions, page,
+    ):  # fmt: skip
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _unrouted)
-    for kind in (HttpError, PressworkError, TimeoutError, Exception):
+    for kind in (HttpError, PressworkError, TimeoutError):
         app.add_exception_handler(kind, _failed)
+    app.add_middleware(Border, config=config, metrics=server.metrics)
     if config.cors_origins:
+        # Outermost, so that what the border refuses can be read by an allowed page too.
         app.add_middleware(
             CORSMiddleware, allow_origins=list(config.cors_origins), allow_methods=["*"], allow_headers=["*"],
-            expose_headers=["x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
         )  # fmt: skip
-    app.add_middleware(Border, config=config, metrics=server.metrics)
     return app
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    found = as_http(error)
     request_id = request.scope["state"]["request_id"]
-    if found.status >= 500 and found is not error:
-        logger.error("%s failed: %s", request_id, error, exc_info=error)
+    found = logged(as_http(error), error, request_id)
     headers = {} if found.retry_after_s is None else {"retry-after": str(found.retry_after_s)}
     return JSONResponse(body_for(request.url.path, found, request_id), found.status, headers)
 
@@ -135,4 +139,4 @@ def _first_fault(faults: Any) -> HttpError:
         return HttpError(400, f"{field}: this field is not known here; leave it out", param=field)
     if fault["type"] == "missing":
         return HttpError(400, f"{field} is missing; give it", param=field)
-    return HttpError(400, f"{field}: {fault['msg']}, got {str(fault.get('input'))[:80]!r}", param=field)
+    return HttpError(400, f"{field}: {fault['msg']}, got {reprlib.repr(fault.get('input'))}", param=field)

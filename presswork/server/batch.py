@@ -8,10 +8,12 @@ Answers are written as they come, one a line. A run that broke off goes on behin
 """
 
 import asyncio
+import fcntl
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from starlette.types import ASGIApp
 
 from presswork.errors import DataError
 
+_ID = "batch_req_"
+_BEGINNING = f'{{"id": "{_ID}'.encode()
+_PASSING, _TRIES = (429, 503), 5
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 
 
@@ -53,23 +58,45 @@ def read_batch(file: Path) -> list[BatchLine]:
 
 
 def answered(file: Path) -> set[str]:
-    """The custom_ids that a file of answers holds; cuts a last line off that broke. Mutates the file.
+    """The custom_ids that a file of answers holds for good; cuts off a last line that broke. Mutates the file.
+
+    What failed for reasons of the server's (a full queue, a model that could not be loaded) is asked again.
 
     Raises: DataError where it holds something else.
     """
     if not file.exists():
         return set()
     data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
+    whole, last = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
     found = set()
     for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            found.add(json.loads(line)["custom_id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}, line {number}: not an answer of a batch; give another file") from error
-    if len(whole) < len(data):
+        answer = _answer_of(line)
+        if answer is None:
+            raise DataError(f"{file}, line {number}: not an answer of a batch; give another file")
+        if _is_final(answer):
+            found.add(answer["custom_id"])
+    if last and _answer_of(last) is not None:
+        with file.open("ab") as opened:
+            opened.write(b"\n")
+        return answered(file)
+    if last and not last.startswith(_BEGINNING[: len(last)]):
+        raise DataError(f"{file} ends in something else than an answer of a batch; give another file")
+    if last:
         os.truncate(file, len(whole))
     return found
+
+
+@contextmanager
+def kept_from_others(file: Path) -> Iterator[None]:
+    """Hold a file of answers, so that no second run writes to it. Raises DataError where one does."""
+    try:
+        with file.open("ab") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError as error:
+        raise DataError(f"another run writes to {file}; wait for it, or give another file") from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be written: {error}; give another file") from error
 
 
 async def run_batch(
@@ -93,8 +120,10 @@ async def run_batch(
             async def keep_asking() -> None:
                 for line in waiting:
                     answer = await _ask(client, line)
+                    data = json.dumps(answer, ensure_ascii=False).encode() + b"\n"
                     try:
-                        opened.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+                        if opened.write(data) != len(data):
+                            raise OSError("only part of an answer was taken")
                     except OSError as error:
                         raise DataError(f"{out} cannot be written: {error}; run again to go on") from error
                     on_done(answer["response"]["status_code"] == 200)
@@ -125,15 +154,36 @@ def _read_line(where: str, line: str) -> BatchLine:
 
 
 async def _ask(client: httpx.AsyncClient, line: BatchLine) -> dict[str, Any]:
-    response = await client.post(line.url, json=line.body)
+    for attempt in range(_TRIES):
+        response = await client.post(line.url, json=line.body)
+        if response.status_code not in _PASSING or attempt == _TRIES - 1:
+            break
+        await asyncio.sleep(float(response.headers.get("retry-after", "1")))
+    try:
+        body = response.json()
+    except ValueError:
+        body = {"error": {"message": "the answer is not JSON"}}
     answer = {
         "status_code": response.status_code,
         "request_id": response.headers.get("x-request-id"),
-        "body": response.json(),
+        "body": body,
     }
-    error = None if response.status_code == 200 else {"code": str(response.status_code), "message": _message(answer)}
-    return {"id": f"batch_req_{uuid.uuid4().hex[:24]}", "custom_id": line.custom_id, "response": answer, "error": error}
+    error = None
+    if response.status_code != 200:
+        error = {"code": str(response.status_code), "message": body["error"]["message"]}
+    return {"id": f"{_ID}{uuid.uuid4().hex[:24]}", "custom_id": line.custom_id, "response": answer, "error": error}
 
 
-def _message(answer: dict[str, Any]) -> str:
-    return answer["body"]["error"]["message"]
+def _answer_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    fields = found if isinstance(found, dict) else {}
+    is_answer = isinstance(fields.get("custom_id"), str) and isinstance(fields.get("response"), dict)
+    return fields if is_answer else None
+
+
+def _is_final(answer: dict[str, Any]) -> bool:
+    status = answer["response"].get("status_code", 200)
+    return status == 200 or (400 <= status < 500 and status not in _PASSING)

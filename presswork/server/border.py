@@ -1,21 +1,21 @@
-"""The outermost layer: request ids, keys, size of bodies, counts, and errors of any kind as answers."""
+"""The outermost layer: request ids, keys, hosts, size of bodies, counts, and errors of any kind as answers."""
 
 import hmac
 import json
 import logging
 import time
 import uuid
-from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from presswork.server.config import ServerConfig
-from presswork.server.errors import HttpError, as_http, body_for
+from presswork.server.errors import HttpError, as_http, body_for, logged
 from presswork.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 _OPEN_PATHS = ("/health", "/", "/favicon.ico")  # probes, and the page, which asks for the key itself
+_OWN_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Border:
@@ -33,41 +33,60 @@ class Border:
         path, started, status = scope["path"], time.perf_counter(), 0
         body = _Body(self._config.max_body_bytes, receive)
 
-        async def sending(message: Message) -> None:
+        async def named(message: Message) -> None:
             nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                own = [(name, request_id.encode()) for name in (b"x-request-id", b"request-id")]
+                message["headers"] = [*message.get("headers", []), *own]
+            await send(message)
+
+        async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 # What the application makes of a body that stops short is not the reason.
                 body.check()
-                status = message["status"]
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
-            await send(message)
+            await named(message)
 
         self._metrics.in_flight.inc()
         try:
-            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            headers = {name.lower(): value for name, value in scope["headers"]}
+            self._check_host(headers)
             self._check_key(path, scope["method"], headers)
-            body.check_length(headers.get("content-length", ""))
+            body.check_length(headers.get(b"content-length", b""))
             await self._app(scope, body.receive, sending)
         except Exception as error:
             if status:
                 raise
-            await _answer(as_http(error), path, request_id, sending, error)
+            found = logged(as_http(error), error, request_id)
+            await _answer(found, path, request_id, named)
         finally:
+            took_s = time.perf_counter() - started
             self._metrics.in_flight.dec()
             known = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(known, str(status or 499)).inc()
-            self._metrics.seconds.labels(known).observe(time.perf_counter() - started)
-            logger.info("%s %s %s %s in %.3f s", request_id, scope["method"], path, status or "client gone",
-                        time.perf_counter() - started)  # fmt: skip
+            self._metrics.seconds.labels(known).observe(took_s)
+            shown = status or "client gone"
+            logger.info("%s %s %.200r %s in %.3f s", request_id, scope["method"], path, shown, took_s)
 
-    def _check_key(self, path: str, method: str, headers: Mapping[str, str]) -> None:
+    def _check_host(self, headers: dict[bytes, bytes]) -> None:
+        """A page elsewhere whose name is made to point here must not pass for one of ours."""
+        if self._config.api_keys or not self._config.is_local:
+            return
+        host = headers.get(b"host", b"localhost").decode("latin-1")
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if name.lower() not in _OWN_HOSTS:
+            raise HttpError(400, f"this server answers to localhost alone, not to {name[:60]!r}; start it with --host")
+
+    def _check_key(self, path: str, method: str, headers: dict[bytes, bytes]) -> None:
         keys = self._config.api_keys
         is_open = path in _OPEN_PATHS or path.startswith("/static/") or method == "OPTIONS"
         if not keys or is_open:
             return
-        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
-        # Every key is compared, so that time does not tell which one was close.
-        if not any([hmac.compare_digest(given.encode(), key.encode()) for key in keys]):
+        kind, _, token = headers.get(b"authorization", b"").strip().partition(b" ")
+        given = [headers.get(b"x-api-key", b""), token.strip() if kind.lower() == b"bearer" else b""]
+        # Every pair is compared, so that time does not tell which one was close.
+        matches = [hmac.compare_digest(one, key.encode()) for one in given for key in keys]
+        if not any(matches):
             raise HttpError(401, "no valid API key; send one as 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
 
 
@@ -87,19 +106,18 @@ class _Body:
     def check(self) -> None:
         """Raises HttpError where too much has come."""
         if self._taken > self._most:
-            raise HttpError(413, f"the request is larger than {self._most} bytes; send less")
+            raise self._too_large()
 
-    def check_length(self, announced: str) -> None:
+    def check_length(self, announced: bytes) -> None:
         """Raises HttpError where too much is announced."""
-        if announced.isdigit():
-            self._taken = int(announced)
-            self.check()
-            self._taken = 0
+        if announced.isdigit() and int(announced) > self._most:
+            raise self._too_large()
+
+    def _too_large(self) -> HttpError:
+        return HttpError(413, f"the request is larger than {self._most} bytes; send less")
 
 
-async def _answer(error: HttpError, path: str, request_id: str, send: Send, cause: BaseException) -> None:
-    if error.status >= 500 and error is not cause:
-        logger.error("%s failed: %s", request_id, cause, exc_info=cause)
+async def _answer(error: HttpError, path: str, request_id: str, send: Send) -> None:
     body = json.dumps(body_for(path, error, request_id)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error.retry_after_s is not None:

@@ -19,6 +19,7 @@ class ServerConfig:
         engine: limits of each model's engine.
         memory_bytes: for the weights of all loaded models together; None is no bound.
         idle_s: seconds without a request after which a model is unloaded; None never.
+        is_local: only this machine is listened to; then only its own names are answered to, unless there are keys.
         api_keys: requests must carry one of them; empty lets everybody in.
         max_body_bytes: of a request.
         deadline_s: a request may take, queue included; None is no bound.
@@ -33,6 +34,7 @@ class ServerConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     memory_bytes: int | None = None
     idle_s: float | None = None
+    is_local: bool = False
     api_keys: tuple[str, ...] = ()
     max_body_bytes: int = 16 << 20
     deadline_s: float | None = None

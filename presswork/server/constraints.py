@@ -4,30 +4,36 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from presswork.errors import RequestError
-from presswork.grammar.languages import Choices, JsonSchema, Language, Regex, ToolCalls
+from presswork.grammar.languages import Choices, Either, JsonSchema, Regex, TextLanguage, ToolCalls
 
 _ANY_OBJECT = {"type": "object"}
 _MAX_PARALLEL_CALLS = 4
 
 
-def of_response_format(given: Mapping[str, Any] | None) -> Language | None:
-    """OpenAI's response_format; None is free text. Raises RequestError."""
+def of_response_format(given: Mapping[str, Any] | None, name: str = "response_format") -> TextLanguage | None:
+    """OpenAI's response_format; None is free text. Raises RequestError.
+
+    Args: name: of the field that holds it.
+    """
     if given is None or given.get("type") == "text":
         return None
     if given.get("type") == "json_object":
-        return JsonSchema(_ANY_OBJECT)
+        inner = given.get("schema", _ANY_OBJECT)  # llama.cpp's way of naming one
+        if not isinstance(inner, Mapping):
+            raise RequestError(f"{name}.schema must be an object, got {str(inner)[:80]!r}")
+        return JsonSchema(dict(inner))
     if given.get("type") != "json_schema":
         kind = str(given.get("type"))[:40]
-        raise RequestError(f"response_format.type must be text, json_object or json_schema, got {kind!r}")
+        raise RequestError(f"{name}.type must be text, json_object or json_schema, got {kind!r}")
     # The Responses API has the schema beside the type, the chat API one level below.
     holder = given.get("json_schema", given)
     schema = holder.get("schema") if isinstance(holder, Mapping) else None
     if not isinstance(schema, Mapping):
-        raise RequestError("response_format of type json_schema needs a schema, an object; give one")
+        raise RequestError(f"{name} of type json_schema needs a schema, an object; give one")
     return JsonSchema(dict(schema))
 
 
-def of_structured_outputs(given: Mapping[str, Any] | None) -> Language | None:
+def of_structured_outputs(given: Mapping[str, Any] | None) -> TextLanguage | None:
     """vLLM's structured_outputs: one of json, regex and choice. Raises RequestError."""
     if given is None:
         return None
@@ -45,7 +51,7 @@ def of_structured_outputs(given: Mapping[str, Any] | None) -> Language | None:
 
 def of_tool_choice(
     choice: str | Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]], *, is_parallel: bool
-) -> Language | None:
+) -> TextLanguage | None:
     """What a tool_choice forces; None where the model may choose. Raises RequestError.
 
     Args: choice: "auto", "none", "required", or an object that names a function.
@@ -63,12 +69,22 @@ def of_tool_choice(
     return ToolCalls(list(tools), names=[name], max_calls=most)
 
 
-def only_one(languages: Mapping[str, Language | None]) -> Language | None:
+def only_one(languages: Mapping[str, TextLanguage | None]) -> TextLanguage | None:
     """The language that is asked for. Raises RequestError where two fields ask for one."""
     asked = {name: language for name, language in languages.items() if language is not None}
     if len(asked) > 1:
         raise RequestError(f"{' and '.join(asked)} ask for different forms of one reply; leave one of them out")
     return next(iter(asked.values()), None)
+
+
+def or_calls(
+    language: TextLanguage | None, tools: Sequence[Mapping[str, Any]], choice: Any, *, is_parallel: bool
+) -> TextLanguage | None:
+    """A form of the answer, beside which a model with tools may also call them."""
+    if language is None or not tools or choice not in (None, "auto"):
+        return language
+    calls = ToolCalls(list(tools), max_calls=_MAX_PARALLEL_CALLS if is_parallel else 1)
+    return Either([language, calls])
 
 
 def _named(choice: str | Mapping[str, Any] | None) -> str | None:

@@ -1,10 +1,12 @@
 """What a client is told when something goes wrong: a status, and a body in its protocol's shape."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from presswork.errors import (
     CheckpointError,
+    ContextLengthError,
     EngineClosedError,
     GenerationError,
     ModelNotFoundError,
@@ -14,6 +16,8 @@ from presswork.errors import (
     RequestError,
 )
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(slots=True)
 class HttpError(Exception):
@@ -22,12 +26,14 @@ class HttpError(Exception):
     Args:
         param: the field at fault, where one is.
         retry_after_s: seconds after which trying again makes sense.
+        overflow: (tokens of the prompt, positions there are) where it does not fit.
     """
 
     status: int
     message: str
     param: str | None = None
     retry_after_s: int | None = None
+    overflow: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return self.message
@@ -37,6 +43,8 @@ def as_http(error: BaseException) -> HttpError:
     """What an error is to a client; of faults that are not its own it learns no more than that."""
     if isinstance(error, HttpError):
         return error
+    if isinstance(error, ContextLengthError):
+        return HttpError(400, str(error), overflow=(error.num_tokens, error.max_context))
     if isinstance(error, RequestError):
         return HttpError(400, str(error))
     if isinstance(error, ModelNotFoundError):
@@ -56,6 +64,13 @@ def as_http(error: BaseException) -> HttpError:
     return HttpError(500, "the server failed; its log says why")
 
 
+def logged(found: HttpError, cause: BaseException, request_id: str) -> HttpError:
+    """The same error; those that are the server's fault are put in its log first."""
+    if found.status >= 500 and found is not cause:
+        logger.error("%s failed: %s", request_id, cause, exc_info=cause)
+    return found
+
+
 _KINDS = {
     400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 405: "invalid_request_error",
     413: "invalid_request_error", 422: "invalid_request_error", 429: "rate_limit_error", 501: "not_implemented_error",
@@ -64,16 +79,23 @@ _KINDS = {
 
 
 def openai_body(error: HttpError) -> dict[str, Any]:
-    """The error as OpenAI's clients read it."""
-    kind = _KINDS.get(error.status, "server_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.status}}
+    """The error as OpenAI's clients read it; agents know a prompt that is too long by its code or its words."""
+    kind, message, code = _KINDS.get(error.status, "server_error"), error.message, None
+    if error.overflow is not None:
+        num, most = error.overflow
+        message = f"This model's maximum context length is {most} tokens, but the prompt has {num}; shorten the prompt"
+        code = "context_length_exceeded"
+    return {"error": {"message": message, "type": kind, "param": error.param, "code": code}}
 
 
 def anthropic_body(error: HttpError, request_id: str) -> dict[str, Any]:
-    """The error as Anthropic's clients read it."""
+    """The error as Anthropic's clients read it; Claude Code makes room where it reads that a prompt is too long."""
+    message = error.message
+    if error.overflow is not None:
+        message = f"prompt is too long: {error.overflow[0]} tokens > {error.overflow[1]} maximum"
     kinds = {413: "request_too_large", 405: "invalid_request_error"}
     kind = kinds.get(error.status, _KINDS.get(error.status, "api_error"))
-    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
 
 
 def body_for(path: str, error: HttpError, request_id: str) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """From a request to what it gives, bit by bit: the same for every protocol, streamed or not."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from presswork.engine.events import Commit, Done, Draft, Reply, TokenLogprob, TokenTrace
 from presswork.engine.params import SamplingParams
 from presswork.engine.ranking import seed_of
+from presswork.errors import ContextLengthError
 from presswork.server.registry import Lease
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import PartReader, Piece
@@ -19,6 +21,7 @@ class Ask:
     Args:
         is_chat: reasoning and tool calls are split off.
         wants_drafts: drafts are given out too.
+        max_calls: tool calls that are given on, None for all; of a model that calls more the first ones count.
         wants_states: behind every draft, the text as it would be if the canvas stayed as it is.
     """
 
@@ -27,6 +30,7 @@ class Ask:
     is_chat: bool = True
     wants_drafts: bool = False
     wants_states: bool = False
+    max_calls: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +52,37 @@ Bit = Piece | ToolCall | Draft | State | Logprobs | Done
 
 @dataclass(slots=True)
 class Written:
-    """A whole reply, put together from its bits."""
+    """A whole reply, put together from its bits.
 
-    text: str = ""
-    reasoning: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
+    Args: parts: reasoning, texts and calls in their order, neighbours of a kind joined.
+    """
+
+    parts: list[Piece | ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reply: Reply | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Piece) and part.kind == "text")
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Piece) and part.kind == "reasoning")
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        return [part for part in self.parts if isinstance(part, ToolCall)]
 
     def add(self, bit: Bit) -> None:
         """Take in one more bit. Mutates self."""
         if isinstance(bit, Piece):
-            if bit.kind == "text":
-                self.text += bit.text
-            else:
-                self.reasoning += bit.text
+            last = self.parts[-1] if self.parts else None
+            if isinstance(last, Piece) and last.kind == bit.kind:
+                self.parts[-1] = Piece(bit.kind, last.text + bit.text)
+            elif bit.text:
+                self.parts.append(bit)
         elif isinstance(bit, ToolCall):
-            self.calls.append(bit)
+            self.parts.append(bit)
         elif isinstance(bit, Logprobs):
             self.logprobs += bit.tokens
         elif isinstance(bit, Done):
@@ -76,21 +94,23 @@ def several(ask: Ask, num: int) -> list[Ask]:
     return [replace(ask, params=ask.params.changed(seed=seed_of(ask.params.seed, i))) for i in range(num)]
 
 
-async def bits(lease: Lease, asks: Sequence[Ask]) -> AsyncIterator[tuple[int, Bit]]:
+async def bits(lease: Lease, asks: Sequence[Ask]) -> AsyncGenerator[tuple[int, Bit], None]:
     """The bits of all replies as they come, each with its request's number; the last of each is its Done.
 
     Closing it, or being cancelled, cancels the requests. Raises the first error of any.
     """
     if len(asks) == 1:
-        async for bit in _bits(lease, asks[0]):
-            yield 0, bit
+        async with aclosing(_bits(lease, asks[0])) as found:
+            async for bit in found:
+                yield 0, bit
         return
     queue: asyncio.Queue[tuple[int, Bit] | BaseException] = asyncio.Queue()
 
     async def forward(number: int) -> None:
         try:
-            async for bit in _bits(lease, asks[number]):
-                queue.put_nowait((number, bit))
+            async with aclosing(_bits(lease, asks[number])) as found:
+                async for bit in found:
+                    queue.put_nowait((number, bit))
         except Exception as error:  # noqa: BLE001 - handed to whoever reads
             queue.put_nowait(error)
 
@@ -112,12 +132,22 @@ async def bits(lease: Lease, asks: Sequence[Ask]) -> AsyncIterator[tuple[int, Bi
 async def written(lease: Lease, asks: Sequence[Ask]) -> list[Written]:
     """All replies, whole."""
     found = [Written() for _ in asks]
-    async for number, bit in bits(lease, asks):
-        found[number].add(bit)
+    async with aclosing(bits(lease, asks)) as coming:
+        async for number, bit in coming:
+            found[number].add(bit)
     return found
 
 
-async def _bits(lease: Lease, ask: Ask) -> AsyncIterator[Bit]:
+async def _bits(lease: Lease, ask: Ask) -> AsyncGenerator[Bit, None]:
+    num_calls = 0
+    async with aclosing(_all_bits(lease, ask)) as found:
+        async for bit in found:
+            num_calls += isinstance(bit, ToolCall)
+            if not isinstance(bit, ToolCall) or ask.max_calls is None or num_calls <= ask.max_calls:
+                yield bit
+
+
+async def _all_bits(lease: Lease, ask: Ask) -> AsyncGenerator[Bit, None]:
     reader, committed = _reader(lease, ask), []
     events = lease.engine.stream(ask.prompt_ids, ask.params, drafts=ask.wants_drafts)
     try:
@@ -140,7 +170,20 @@ async def _bits(lease: Lease, ask: Ask) -> AsyncIterator[Bit]:
                     yield bit
                 yield event
     finally:
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
+
+
+def fitted(params: SamplingParams, num_prompt: int, lease: Lease) -> SamplingParams:
+    """The parameters with max_tokens no more than the context has left: agents ask for the most they would take.
+
+    Raises: ContextLengthError.
+    """
+    room = lease.model.max_context - num_prompt
+    if room < 1:
+        raise ContextLengthError(num_prompt, lease.model.max_context)
+    if params.max_tokens is None or params.max_tokens <= room:
+        return params
+    return params.changed(max_tokens=room, min_tokens=min(params.min_tokens, room))
 
 
 def _reader(lease: Lease, ask: Ask) -> PartReader | None:
@@ -157,6 +200,12 @@ def _state(lease: Lease, ask: Ask, ids: Sequence[int]) -> str:
     stop = next((i for i, token in enumerate(ids) if token in lease.model.end_ids), len(ids))
     found = reader.push(ids[:stop]) + reader.flush()
     return "".join(bit.text for bit in found if isinstance(bit, Piece) and bit.kind == "text")
+
+
+async def warm(lease: Lease, prompt_ids: Sequence[int]) -> None:
+    """Compute a prompt, so that the next request finds it."""
+    params = lease.model.defaults.changed(max_tokens=1, max_denoising_steps=1)
+    await written(lease, [Ask(prompt_ids=prompt_ids, params=params, is_chat=False)])
 
 
 def num_reasoning_tokens(lease: Lease, found: Written) -> int:

@@ -96,8 +96,9 @@ async def run_load(
         else:
             tasks = []
             for number in range(num):
+                if number:
+                    await asyncio.sleep(draw.expovariate(rate))
                 tasks.append(asyncio.ensure_future(ask(number)))
-                await asyncio.sleep(draw.expovariate(rate))
             await asyncio.gather(*tasks)
     return results, time.perf_counter() - started
 
@@ -123,30 +124,36 @@ def _conversation(prompt: str) -> list[dict[str, Any]]:
 
 
 async def _timed(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -> Result:
-    started, first_s, last = time.perf_counter(), None, {}
+    started = time.perf_counter()
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
     try:
         async with client.stream("POST", f"{url}/v1/chat/completions", json=asked) as response:
-            if response.status_code != 200:
-                told = json.loads(await response.aread())
-                return Result(error=f"{response.status_code} {told['error']['message']}")
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                chunk = json.loads(line[6:])
-                if "error" in chunk:
-                    return Result(error=chunk["error"]["message"])
-                if chunk["choices"]:
-                    delta = chunk["choices"][0]["delta"]
-                    has_text = any(delta.get(key) for key in ("content", "reasoning_content", "tool_calls"))
-                    if has_text and first_s is None:
-                        first_s = time.perf_counter() - started
-                else:
-                    last = chunk
-    except (httpx.HTTPError, ValueError, KeyError) as error:
+            return await _read(response, started)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         return Result(error=f"{type(error).__name__}: {error}")
-    if "usage" not in last:
-        return Result(error="the stream ended early")
+
+
+async def _read(response: httpx.Response, started: float) -> Result:
+    """Take in one answer; what is not of its shape raises."""
+    first_s, last = None, {}
+    if response.status_code != 200:
+        told = json.loads(await response.aread())
+        return Result(error=f"{response.status_code} {_message(told)}")
+    async for line in response.aiter_lines():
+        if not line.startswith("data: {"):
+            continue
+        chunk = json.loads(line[6:])
+        if "error" in chunk:
+            return Result(error=_message(chunk))
+        if chunk["choices"]:
+            delta = chunk["choices"][0]["delta"]
+            has_text = any(delta.get(key) for key in ("content", "reasoning_content", "tool_calls"))
+            if has_text and first_s is None:
+                first_s = time.perf_counter() - started
+        else:
+            last = chunk
+    if not last.get("usage"):
+        return Result(error="the stream ended early, or without usage")
     timings = last.get("timings") or {}
     return Result(
         latency_s=time.perf_counter() - started,
@@ -155,6 +162,11 @@ async def _timed(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -
         num_canvases=timings.get("canvases") or 0,
         num_steps=timings.get("denoise_steps") or 0,
     )
+
+
+def _message(told: Any) -> str:
+    error = told["error"]
+    return str(error["message"] if isinstance(error, dict) else error)
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float] | None:

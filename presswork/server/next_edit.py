@@ -1,12 +1,10 @@
 """The text of a next-edit request: one message of tagged blocks, as Inception's clients send it."""
 
-import re
 from dataclasses import dataclass
 
 from presswork.errors import RequestError
 
 _CURSOR = "<|cursor|>"
-_BLOCK = r"<\|{0}\|>(.*?)<\|/{0}\|>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +29,12 @@ def read_next_edit(content: str) -> NextEdit:
     file = _block(content, "current_file_content")
     if file is None:
         raise RequestError("the message has no <|current_file_content|> block; send one, with <|code_to_edit|> in it")
-    file = re.sub(r"\A\s*current_file_path:[^\n]*\n", "", file)
-    found = re.search(_BLOCK.format("code_to_edit"), file, re.DOTALL)
-    if found is None:
+    head, line_end, rest = file.lstrip().partition("\n")
+    file = rest if line_end and head.startswith("current_file_path:") else file
+    parts = _parts(file, "code_to_edit")
+    if parts is None:
         raise RequestError("the current file has no <|code_to_edit|> block; mark what may change")
-    before, region, after = file[: found.start()], found[1], file[found.end() :]
+    before, region, after = parts
     # The line breaks behind the opening tag and before the closing one belong to the tags.
     region = region.removeprefix("\n").removesuffix("\n")
     place = region.find(_CURSOR)
@@ -51,5 +50,12 @@ def read_next_edit(content: str) -> NextEdit:
 
 
 def _block(content: str, name: str) -> str | None:
-    found = re.search(_BLOCK.format(name), content, re.DOTALL)
-    return None if found is None else found[1]
+    parts = _parts(content, name)
+    return None if parts is None else parts[1]
+
+
+def _parts(content: str, name: str) -> tuple[str, str, str] | None:
+    """A text before, inside and behind its first block of a name; None where there is none."""
+    before, opening, rest = content.partition(f"<|{name}|>")
+    inside, closing, after = rest.partition(f"<|/{name}|>")
+    return (before, inside, after) if opening and closing else None

@@ -2,22 +2,31 @@
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
+from presswork.engine.abandon import abandonable
 from presswork.engine.aio import AsyncEngine
 from presswork.engine.engine import Engine
 from presswork.engine.loader import load
-from presswork.errors import ModelNotFoundError
+from presswork.errors import ModelNotFoundError, PressworkError
 from presswork.server.config import ServerConfig
 from presswork.server.errors import HttpError
 from presswork.weights.config_files import read_config
 from presswork.weights.hub import resolve
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_READERS = 4  # threads that read bodies: short work, which must not wait for long work
+_RETRY_S = 10.0  # after a load that failed, before it is tried again
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -28,6 +37,9 @@ class ServedModel:
         num_bytes: of its weight files, which is what it counts for in memory.
         progress: share of its weights read, while it loads.
         num_users: requests that hold it.
+        loading: the load on its way, which belongs to no request.
+        failed_at: when the last load failed; None where it did not.
+        context_length: positions of a sequence, once known.
     """
 
     name: str
@@ -38,7 +50,9 @@ class ServedModel:
     progress: float = 0.0
     num_users: int = 0
     last_used: float = field(default_factory=time.monotonic)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    loading: "asyncio.Task[None] | None" = None
+    failed_at: float | None = None
+    context_length: int | None = None
 
 
 def _warm(engine: Engine) -> None:
@@ -56,11 +70,31 @@ class Lease:
     name: str
     engine: AsyncEngine
     adapter: str | None
+    readers: ThreadPoolExecutor
+    workers: ThreadPoolExecutor
 
     @property
     def model(self) -> Engine:
         """The engine itself; its methods are for threads."""
         return self.engine.engine
+
+    async def read(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Call something short that would hold up the loop, such as cutting a text into tokens, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.readers, lambda: function(*arguments))
+
+    async def run(self, function: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
+        """Call something that takes passes of its own in a thread; if the caller is cancelled it ends at its next."""
+        abandoned = threading.Event()
+
+        def call() -> _T:
+            with abandonable(abandoned):
+                return function(*arguments, **named)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.workers, call)
+        except asyncio.CancelledError:
+            abandoned.set()
+            raise
 
 
 class ModelRegistry:
@@ -72,7 +106,9 @@ class ModelRegistry:
             name: ServedModel(name=name, source=source, adapters=dict(config.adapters.get(name, {})))
             for name, source in config.models.items()
         }
-        self._room = asyncio.Lock()  # one model at a time makes room and loads
+        self._room = asyncio.Lock()  # one model at a time makes room and reads its weights
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="presswork-read")
+        self._workers = ThreadPoolExecutor(config.engine.max_running, thread_name_prefix="presswork-work")
 
     @property
     def models(self) -> list[ServedModel]:
@@ -93,24 +129,26 @@ class ModelRegistry:
             return self._models[base], adapter
         raise ModelNotFoundError(f"no model {name[:100]!r} is served here; GET /v1/models lists them")
 
-    def context_length(self, model: ServedModel) -> int:
-        """Positions a sequence may have: of the engine if it is loaded, else what it will have."""
-        if model.engine is not None:
-            return model.engine.engine.max_context
-        known = read_config(resolve(model.source, may_pull=False)).max_position_embeddings
-        return min(known, self._config.engine.max_context or known)
+    def context_length(self, model: ServedModel) -> int | None:
+        """Positions a sequence may have; None where the model is not on this machine yet."""
+        if model.context_length is None:
+            try:
+                known = read_config(resolve(model.source, may_pull=False)).max_position_embeddings
+            except PressworkError as error:
+                logger.info("the context of %s is not known yet: %s", model.name, error)
+                return None
+            model.context_length = min(known, self._config.engine.max_context or known)
+        return model.context_length
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[Lease]:
-        """Hold a model, loading it if it is not there. Raises ModelNotFoundError, CheckpointError, HttpError."""
+        """Hold a model, loading it if it is not there. Raises ModelNotFoundError, HttpError."""
         model, adapter = self.find(name)
         model.num_users += 1
         try:
-            async with model.lock:
-                if model.engine is None:
-                    await self._load(model)
-            assert model.engine is not None
-            yield Lease(model.name, model.engine, adapter)
+            while model.engine is None:
+                await self._loaded(model)
+            yield Lease(model.name, model.engine, adapter, self._readers, self._workers)
         finally:
             model.num_users -= 1
             model.last_used = time.monotonic()
@@ -121,16 +159,36 @@ class ModelRegistry:
             return
         for model in self._models.values():
             if not model.num_users and time.monotonic() - model.last_used > self._config.idle_s:
-                await self._unload(model)
+                async with self._room:
+                    if not model.num_users:
+                        await self._unload(model)
 
     async def close(self) -> None:
         """Unload everything; requests in flight end with an error. Mutates self."""
         for model in self._models.values():
+            if model.loading is not None:
+                model.loading.cancel()
             await self._unload(model)
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    async def _loaded(self, model: ServedModel) -> None:
+        """Wait for a load, which goes on where the one that asked for it is gone: the next one needs it too."""
+        if model.loading is None:
+            if model.failed_at is not None and time.monotonic() - model.failed_at < _RETRY_S:
+                raise HttpError(503, f"model {model.name!r} could not be loaded just now", retry_after_s=int(_RETRY_S))
+            model.loading = asyncio.ensure_future(self._load(model))
+            model.loading.add_done_callback(lambda task: _finished(model, task))
+        try:
+            await asyncio.shield(model.loading)
+        except HttpError:
+            raise
+        except Exception as error:
+            raise HttpError(503, f"model {model.name!r} cannot be loaded; the server's log says why") from error
 
     async def _load(self, model: ServedModel) -> None:
+        folder = await asyncio.to_thread(resolve, model.source)
         async with self._room:
-            folder = await asyncio.to_thread(resolve, model.source)
             model.num_bytes = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
             await self._make_room(model)
             started = time.perf_counter()
@@ -141,7 +199,7 @@ class ModelRegistry:
             def loaded() -> Engine:
                 engine = load(
                     model.source, device=self._config.device, dtype=self._config.dtype, config=self._config.engine,
-                    progress=report,
+                    progress=report, name=model.name,
                 )  # fmt: skip
                 for name, place in model.adapters.items():
                     engine.load_adapter(name, place)
@@ -149,6 +207,7 @@ class ModelRegistry:
                 return engine
 
             model.engine = AsyncEngine(await asyncio.to_thread(loaded))
+            model.context_length = model.engine.engine.max_context
             logger.info("loaded %s in %.1f s", model.name, time.perf_counter() - started)
 
     async def _make_room(self, model: ServedModel) -> None:
@@ -157,17 +216,31 @@ class ModelRegistry:
             return
         if model.num_bytes > limit:
             raise HttpError(503, f"model {model.name!r} does not fit the memory this server may use", param="model")
-        while model.num_bytes + sum(one.num_bytes for one in self._models.values() if one.engine is not None) > limit:
-            idle = [one for one in self._models.values() if one.engine is not None and not one.num_users]
-            if not idle:
-                raise HttpError(
-                    503, f"model {model.name!r} has no room beside the models in use; try again later", param="model",
-                    retry_after_s=5,
-                )  # fmt: skip
-            await self._unload(min(idle, key=lambda one: one.last_used))
+        loaded = [one for one in self._models.values() if one.engine is not None]
+        idle = sorted((one for one in loaded if not one.num_users), key=lambda one: one.last_used)
+        needed = model.num_bytes + sum(one.num_bytes for one in loaded) - limit
+        if needed > sum(one.num_bytes for one in idle):
+            raise HttpError(
+                503, f"model {model.name!r} has no room beside the models in use; try again later", param="model",
+                retry_after_s=5,
+            )  # fmt: skip
+        for one in idle:
+            if needed <= 0:
+                break
+            needed -= one.num_bytes
+            await self._unload(one)
 
     async def _unload(self, model: ServedModel) -> None:
         engine, model.engine, model.progress = model.engine, None, 0.0
         if engine is not None:
             await engine.aclose()
             logger.info("unloaded %s", model.name)
+
+
+def _finished(model: ServedModel, task: "asyncio.Task[None]") -> None:
+    """Remember how a load ended. Mutates the model."""
+    model.loading = None
+    error = None if task.cancelled() else task.exception()
+    model.failed_at = None if error is None or isinstance(error, HttpError) else time.monotonic()
+    if error is not None and not isinstance(error, HttpError):
+        logger.error("model %s cannot be loaded", model.name, exc_info=error)

@@ -54,7 +54,12 @@ def run_replicas(config: ServerConfig, replicas: ReplicaConfig, *, host: str, po
         raise ConfigError("--replicas needs Ray; pip install 'presswork[ray]'") from error
     keep_ray_quiet()
     try:
-        ray.init(address=replicas.ray_address, log_to_driver=False, include_dashboard=False, logging_level="warning")
+        ray.init(
+            address=replicas.ray_address or "local",
+            log_to_driver=False,
+            include_dashboard=False,
+            logging_level="warning",
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"Ray cannot be reached or started: {error}") from error
     try:
@@ -62,7 +67,11 @@ def run_replicas(config: ServerConfig, replicas: ReplicaConfig, *, host: str, po
         serve.run(_deployment(serve, config, replicas).bind(), name=_NAME, route_prefix="/")
         _until_told_to_stop()
     finally:
-        serve.shutdown()
+        # In a cluster of others only what is ours ends.
+        if replicas.ray_address is None:
+            serve.shutdown()
+        else:
+            serve.delete(_NAME)
         ray.shutdown()
 
 

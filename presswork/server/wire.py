@@ -5,9 +5,9 @@ Bodies are pydantic models here and nowhere else; behind this border there are t
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, FailFast, create_model
 
 from presswork.engine.params import SamplingParams
 from presswork.errors import RequestError
@@ -19,14 +19,23 @@ _OTHERWISE = {
 }
 
 
+_MOST_STOPS, _STOP_CHARACTERS = 64, 1000
+_MOST_STEPS, _MOST_STABLE, _MOST_BIASES = 1024, 64, 1024
+
+
 class Wire(BaseModel):
     """A body whose unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
+T = TypeVar("T")
+Listed = Annotated[list[T], FailFast()]
+"""A list whose first fault is enough: one message for each of a million bad items would fill the memory."""
+
+
 def _of_json(hint: Any) -> Any:
-    return list[get_args(hint)[0]] if get_origin(hint) is tuple else hint
+    return Listed[get_args(hint)[0]] if get_origin(hint) is tuple else hint
 
 
 _hints = get_type_hints(SamplingParams)
@@ -50,7 +59,28 @@ def sampling(body: BaseModel, defaults: SamplingParams, **own: Any) -> SamplingP
     Raises: RequestError.
     """
     given = own_fields(body)
+    _check_bounds({**given, **own})
     return defaults.changed(**{name: value for name, value in {**given, **own}.items() if value is not None})
+
+
+def _check_bounds(given: Mapping[str, Any]) -> None:
+    """What one request may cost at most; the engine itself has no such bounds. Raises RequestError."""
+    bounds = {"max_denoising_steps": _MOST_STEPS, "stability_threshold": _MOST_STABLE}
+    for name, most in bounds.items():
+        value = given.get(name)
+        if isinstance(value, int) and value > most:
+            raise RequestError(f"{name} must be at most {most} here, got {value}")
+    stops = given.get("stop")
+    listed = [stops] if isinstance(stops, str) else stops or []
+    if len(listed) > _MOST_STOPS or any(len(stop) > _STOP_CHARACTERS for stop in listed):
+        raise RequestError(f"stop takes at most {_MOST_STOPS} strings of {_STOP_CHARACTERS} characters here")
+    if len(given.get("logit_bias") or ()) > _MOST_BIASES:
+        raise RequestError(f"logit_bias takes at most {_MOST_BIASES} tokens here")
+
+
+def or_none(number: int | None) -> int | None:
+    """A number, where -1 is how llama.cpp's clients say that they ask for nothing."""
+    return None if number == -1 else number
 
 
 def biases(given: Mapping[str, float] | None) -> dict[int, float] | None:

@@ -155,7 +155,8 @@ def _checked_message(message: Any, where: str) -> dict[str, Any]:
     role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
     if not isinstance(role, str) or not role:
         raise RequestError(f"{where}.role: got {_shown(role)}, expected a name such as 'user' or 'assistant'")
-    if content is None and not calls and not message.get("reasoning"):
+    reasoning = message.get("reasoning") or message.get("reasoning_content")
+    if content is None and not calls and not reasoning:
         raise RequestError(f"{where}: no content; give content (text or parts) or tool_calls")
     if _is_list(content):
         for n, part in enumerate(content):
@@ -163,6 +164,9 @@ def _checked_message(message: Any, where: str) -> dict[str, Any]:
     elif content is not None and not isinstance(content, str):
         raise RequestError(f"{where}.content: got {_shown(content)}, expected text or a list of parts")
     checked = dict(message)
+    if isinstance(reasoning, str):
+        # Templates call it one or the other, and so do clients.
+        checked["reasoning"] = checked["reasoning_content"] = reasoning
     if role in _SYSTEM_ROLES and _is_list(content):
         # Templates trim this content as a string; a list would reach the prompt as Python shows lists.
         checked["content"] = "".join(part.get("text", "") for part in content)

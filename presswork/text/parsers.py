@@ -8,6 +8,7 @@ Both are found by token id, so text that merely spells a mark is never mistaken 
 where a VALUE is <|"|>text<|"|>, true, false, null, a number, [VALUE,...] or {key:VALUE,...}.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -228,6 +229,6 @@ def _bare(word: str) -> bool | int | float | None:
         return _CONSTANTS[word]
     if _INTEGER.match(word):
         return int(word)
-    if _NUMBER.match(word):
+    if _NUMBER.match(word) and math.isfinite(float(word)):
         return float(word)
     raise _MalformedError(word)

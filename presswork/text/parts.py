@@ -70,9 +70,8 @@ class PartReader:
         return self._taken()
 
     def flush(self) -> list[Piece | ToolCall]:
-        """What was held back; call once, at the end. Mutates self."""
+        """What was held back; call once, at the end. A call that was never closed is nothing. Mutates self."""
         self._close_channel()
-        self._write("text", self._call or [])
         self._call = None
         for kind, output in self._outputs.items():
             self._add(kind, output.flush())

@@ -96,6 +96,19 @@ def test_a_client_that_leaves_frees_its_place_at_the_next_step(served):
             raise AssertionError("the request still runs")
 
 
+def test_a_client_that_leaves_an_edit_frees_its_place_too(served):
+    text = "def add(a, b):\n    return a + b\n" * 4
+    body = {"text": text, "num_candidates": 32, "max_denoising_steps": 48, "strength": 1.0}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{served.url}/v1/canvas/edit", json=body, timeout=0.3)
+    for _ in range(100):
+        if metric(served.url, "presswork_running") + metric(served.url, "presswork_waiting") == 0:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the edit still runs")
+
+
 def test_a_deadline_ends_a_request_with_an_error(folder):
     with serving(ServerConfig(models={"tiny": str(folder)}, deadline_s=0.3)) as served:
         body = {**LONG, "max_tokens": 400}

@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,10 @@ from presswork.cli.output import note, print_json
 from presswork.cli.progress import progress_bar
 from presswork.cli.verbs.serve import named_models
 from presswork.engine.engine import EngineConfig
+from presswork.errors import DataError
+
+if TYPE_CHECKING:
+    from presswork.server.batch import BatchLine
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -39,26 +43,39 @@ def batch(
     """Answer a file of requests; every request gets exactly one line.
 
     Requests are those of /v1/chat/completions, /v1/completions, /v1/responses and /v1/messages. What was answered
-    before, also with an error, is not asked again.
+    before is not asked again, unless the answer was that the server could not.
 
     \b
     Examples:
       presswork batch in.jsonl out.jsonl
       presswork batch in.jsonl out.jsonl --model FOLDER --concurrency 64
     """
-    from presswork.server.app import create_app
-    from presswork.server.batch import answered, read_batch, run_batch
-    from presswork.server.config import ServerConfig
+    from presswork.server.batch import answered, kept_from_others, read_batch
 
     apply_threads(context.obj)
     lines = read_batch(requests)
-    known = answered(answers)
-    left = [line for line in lines if line.custom_id not in known]
-    num_failed = 0
-    config = ServerConfig(
-        models=named_models(model), device=device, dtype=dtype, engine=EngineConfig(max_running=concurrency)
-    )
+    if answers.exists() and requests.samefile(answers):
+        raise DataError(f"requests and answers are the same file, {answers}; give another one for the answers")
+    with kept_from_others(answers):
+        known = answered(answers)
+        left = [line for line in lines if line.custom_id not in known]
+        num_failed = _run(left, answers, named_models(model), device=device, dtype=dtype, concurrency=concurrency)
+    if as_json:
+        print_json({"num": len(lines), "asked": len(left), "failed": num_failed})
+    else:
+        note(f"{len(left)} requests asked, {num_failed} with an error, {len(lines) - len(left)} known from before")
 
+
+def _run(
+    left: "list[BatchLine]", answers: Path, models: dict[str, str], *, device: str, dtype: str | None, concurrency: int
+) -> int:
+    """Ask what is left; returns how many were answered with an error."""
+    from presswork.server.app import create_app
+    from presswork.server.batch import run_batch
+    from presswork.server.config import ServerConfig
+
+    num_failed = 0
+    config = ServerConfig(models=models, device=device, dtype=dtype, engine=EngineConfig(max_running=concurrency))
     with progress_bar("requests", len(left)) as advance:
 
         def on_done(is_good: bool) -> None:
@@ -71,8 +88,6 @@ def batch(
             async with served.router.lifespan_context(served):
                 await run_batch(served, left, answers, concurrency=concurrency, on_done=on_done)
 
-        asyncio.run(run())
-    if as_json:
-        print_json({"num": len(lines), "asked": len(left), "failed": num_failed})
-    else:
-        note(f"{len(left)} requests asked, {num_failed} with an error, {len(lines) - len(left)} known from before")
+        if left:
+            asyncio.run(run())
+    return num_failed

@@ -101,8 +101,9 @@ def serve(
         device=device,
         dtype=dtype,
         engine=EngineConfig(max_running=max_running, max_waiting=max_waiting, max_context=max_context),
-        memory_bytes=None if not memory_gib else int(memory_gib * 2**30),
+        memory_bytes=None if memory_gib is None else int(memory_gib * 2**30),
         idle_s=idle_s,
+        is_local=_is_local(host),
         api_keys=_keys(api_key or [], api_key_file),
         deadline_s=deadline_s,
         cors_origins=tuple(cors_origin or ()),
@@ -123,7 +124,7 @@ def serve(
     listener = _listener(host, port)
     shown = f"[{host}]" if ":" in host else host
     note(f"serving {', '.join(named)} at http://{shown}:{listener.getsockname()[1]}")
-    if host not in ("127.0.0.1", "localhost", "::1") and not config.api_keys:
+    if not config.is_local and not config.api_keys:
         note("anybody who reaches this address may use it: there is no API key (--api-key-file)")
     server = uvicorn.Server(
         uvicorn.Config(
@@ -131,6 +132,10 @@ def serve(
         )
     )
     server.run(sockets=[listener])
+
+
+def _is_local(host: str) -> bool:
+    return host in ("127.0.0.1", "localhost", "::1")
 
 
 def named_models(given: list[str] | None) -> dict[str, str]:

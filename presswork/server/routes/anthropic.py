@@ -1,7 +1,8 @@
 """Anthropic's messages."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,57 +11,74 @@ from fastapi.responses import JSONResponse, Response
 
 from presswork.engine.events import Done, Draft, Reply
 from presswork.errors import RequestError
-from presswork.server.constraints import of_response_format, of_tool_choice, only_one
+from presswork.server.constraints import of_response_format, of_tool_choice, only_one, or_calls
 from presswork.server.errors import HttpError, anthropic_body
-from presswork.server.generation import Ask, Bit, Logprobs, State, Written, bits, written
+from presswork.server.generation import Ask, Bit, Logprobs, State, Written, bits, fitted, written
 from presswork.server.registry import Lease
 from presswork.server.routes.common import new_id, server_of, streamed, whole
 from presswork.server.sse import event, readable
-from presswork.server.wire import CanvasFields, Wire, refuse, sampling
+from presswork.server.turns import one_system, plain_text
+from presswork.server.wire import CanvasFields, Listed, Wire, refuse, sampling
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
 
 router = APIRouter()
 
+# Changes with every request of Claude Code, and would keep every prompt from being found again.
+_BILLING = "x-anthropic-billing-header:"
+
+
+class OutputConfig(Wire):
+    """What an answer is to be like; effort is a hint that changes nothing here."""
+
+    effort: str | None = None
+    format: dict[str, Any] | None = None
+    task_budget: dict[str, Any] | None = None
+
 
 class CountRequest(Wire):
     """A body of POST /v1/messages/count_tokens."""
 
+    messages: Listed[dict[str, Any]]
     model: str | None = None
-    messages: list[dict[str, Any]]
-    system: str | list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
+    system: str | Listed[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
-    output_config: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
     context_management: dict[str, Any] | None = None
     cache_control: dict[str, Any] | None = None
+    mcp_servers: Listed[dict[str, Any]] | None = None
+    speed: str | None = None
+    user_profile_id: str | None = None
 
 
 class MessagesRequest(CanvasFields):
     """A body of POST /v1/messages."""
 
     max_tokens: int
-    messages: list[dict[str, Any]]
+    messages: Listed[dict[str, Any]]
     model: str | None = None
-    system: str | list[dict[str, Any]] | None = None
-    stop_sequences: list[str] | None = None
+    system: str | Listed[dict[str, Any]] | None = None
+    stop_sequences: Listed[str] | None = None
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
-    output_config: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
     # Honoured by doing nothing: about whoever sends the request, or about a cache that needs no telling here.
     metadata: dict[str, Any] | None = None
     cache_control: dict[str, Any] | None = None
+    diagnostics: dict[str, Any] | None = None
+    user_profile_id: str | None = None
     # Refused where they ask for anything.
     service_tier: str | None = None
     context_management: dict[str, Any] | None = None
     container: str | dict[str, Any] | None = None
-    mcp_servers: list[dict[str, Any]] | None = None
+    mcp_servers: Listed[dict[str, Any]] | None = None
     speed: str | None = None
     inference_geo: str | None = None
 
@@ -73,10 +91,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessagesAsk:
-    """A request as the engine takes it."""
+    """A request as the engine takes it.
+
+    Args: is_cut: the context leaves less than max_tokens.
+    """
 
     ask: Ask
     model: str
+    is_cut: bool
     id: str = field(default_factory=lambda: new_id("msg"))
 
 
@@ -91,11 +113,11 @@ async def messages(request: Request, body: MessagesRequest) -> Response:
         def on_error(error: HttpError) -> bytes:
             return event(anthropic_body(error, request_id), "error")
 
-        return await streamed(request, _streamed(request, body), on_error)
+        return await streamed(request, _streamed(request, body), on_error, event({"type": "ping"}, "ping"))
 
     async def answer() -> Response:
         async with server.registry.use(body.model) as lease:
-            asked = _read(body, lease)
+            asked = await lease.read(_read, body, lease)
             (found,) = await written(lease, [asked.ask])
             assert found.reply is not None
             server.metrics.count(lease.name, found.reply)
@@ -108,7 +130,7 @@ async def messages(request: Request, body: MessagesRequest) -> Response:
 async def count_tokens(request: Request, body: CountRequest) -> dict[str, int]:
     """Tokens that a conversation's prompt has."""
     async with server_of(request).registry.use(body.model) as lease:
-        return {"input_tokens": len(_prompt_ids(body, lease))}
+        return {"input_tokens": len(await lease.read(_prompt_ids, body, lease))}
 
 
 def _read(body: MessagesRequest, lease: Lease) -> MessagesAsk:
@@ -119,11 +141,12 @@ def _read(body: MessagesRequest, lease: Lease) -> MessagesAsk:
     kinds = {None: None, "auto": "auto", "none": "none", "any": "required", "tool": {"name": choice.get("name")}}
     if choice.get("type") not in kinds:
         raise RequestError(f"tool_choice.type must be auto, any, tool or none, got {str(choice.get('type'))[:40]!r}")
-    is_parallel = choice.get("disable_parallel_tool_use") is False
-    output = (body.output_config or {}).get("format")
+    is_parallel = choice.get("disable_parallel_tool_use") is not True
+    wanted = kinds[choice.get("type")]
+    form = of_response_format(None if body.output_config is None else body.output_config.format, "output_config.format")
     constraint = only_one({
-        "output_config.format": of_response_format(output),
-        "tool_choice": of_tool_choice(kinds[choice.get("type")], tools, is_parallel=is_parallel),
+        "output_config.format": or_calls(form, tools, wanted, is_parallel=is_parallel),
+        "tool_choice": of_tool_choice(wanted, tools, is_parallel=is_parallel),
     })  # fmt: skip
     params = sampling(
         body,
@@ -136,26 +159,29 @@ def _read(body: MessagesRequest, lease: Lease) -> MessagesAsk:
         constraint=constraint,
         adapter=lease.adapter,
     )
-    ids = _prompt_ids(body, lease)
-    # An agent asks for the most it would take; what the context leaves is the bound.
-    room = lease.model.max_context - len(ids)
-    if params.max_tokens is not None and 0 < room < params.max_tokens:
-        params = params.changed(max_tokens=room)
-    return MessagesAsk(ask=Ask(prompt_ids=ids, params=params), model=body.model or lease.name)
+    ids = _prompt_ids(body, lease, can_think=constraint is None)
+    room = fitted(params, len(ids), lease)
+    return MessagesAsk(
+        ask=Ask(prompt_ids=ids, params=room, max_calls=None if is_parallel else 1),
+        model=body.model or lease.name,
+        is_cut=room.max_tokens != params.max_tokens,
+    )
 
 
-def _prompt_ids(body: MessagesRequest | CountRequest, lease: Lease) -> list[int]:
+def _prompt_ids(body: MessagesRequest | CountRequest, lease: Lease, *, can_think: bool = True) -> list[int]:
     """A conversation as the model reads it; a last turn of the assistant's is gone on with."""
     turns = turns_of(body.messages)
     if body.system is not None:
-        turns = [{"role": "system", "content": _text_of(body.system, "system")}, *turns]
+        turns = [{"role": "system", "content": _system(body.system)}, *turns]
+    turns = one_system(turns)
     tools = [_tool(tool, number) for number, tool in enumerate(body.tools or [])]
     if (body.tool_choice or {}).get("type") == "none":
         tools = []
     thinking = (body.thinking or {}).get("type")
     if thinking not in (None, "enabled", "disabled", "adaptive"):
         raise RequestError(f"thinking.type must be enabled, adaptive or disabled, got {str(thinking)[:40]!r}")
-    variables = {} if thinking is None else {"enable_thinking": thinking != "disabled"}
+    # A form leaves no room for thoughts before it.
+    variables = {} if thinking is None else {"enable_thinking": can_think and thinking != "disabled"}
     begun = ""
     if turns and turns[-1]["role"] == "assistant" and not turns[-1].get("tool_calls"):
         begun = turns.pop()["content"] or ""
@@ -164,6 +190,12 @@ def _prompt_ids(body: MessagesRequest | CountRequest, lease: Lease) -> list[int]
         assert lease.model.tokenizer is not None
         ids = ids + lease.model.tokenizer.encode_plain(begun)
     return ids
+
+
+def _system(given: str | list[dict[str, Any]]) -> str:
+    if isinstance(given, str):
+        return given
+    return plain_text([block for block in given if not str(block.get("text")).startswith(_BILLING)], "system")
 
 
 def turns_of(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -187,6 +219,7 @@ def turns_of(given: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _turns_of(where: str, role: str, blocks: Sequence[Any], names: dict[str, str]) -> list[dict[str, Any]]:
     """The turns of one message. Mutates names, the functions of calls by id."""
     texts: list[str] = []
+    thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for number, block in enumerate(blocks):
@@ -194,35 +227,36 @@ def _turns_of(where: str, role: str, blocks: Sequence[Any], names: dict[str, str
         kind = block.get("type") if isinstance(block, Mapping) else None
         if kind == "text" and isinstance(block.get("text"), str):
             texts.append(block["text"])
-        elif kind in ("thinking", "redacted_thinking"):
-            continue  # of earlier turns; templates leave it out
+        elif kind == "thinking":
+            thoughts.append(str(block.get("thinking") or ""))
+        elif kind == "redacted_thinking":
+            continue  # nothing here can read it
         elif kind == "tool_use" and role == "assistant":
             names[str(block.get("id"))] = str(block.get("name"))
             function = {"name": str(block.get("name")), "arguments": block.get("input") or {}}
             calls.append({"id": str(block.get("id")), "type": "function", "function": function})
         elif kind == "tool_result" and role == "user":
-            name = names.get(str(block.get("tool_use_id")))
-            if name is None:
-                raise RequestError(f"{at}: tool_use_id {str(block.get('tool_use_id'))[:60]!r} names no call before it")
-            text = _text_of(block.get("content") or "", f"{at}.content")
-            results.append({"role": "tool", "tool_call_id": str(block["tool_use_id"]), "name": name, "content": text})
+            results.append(_result(block, at, names))
         else:
             raise RequestError(f"{at}: blocks of type {str(kind)[:40]!r} are not supported here; send text")
     turns = list(results)
-    if texts or calls or not results:
+    if texts or calls or thoughts or not results:
         turn: dict[str, Any] = {"role": role, "content": "\n".join(texts)}
+        if thoughts:
+            turn["reasoning"] = "\n".join(thoughts)
         turns.append({**turn, "tool_calls": calls} if calls else turn)
     return turns
 
 
-def _text_of(given: Any, where: str) -> str:
-    if isinstance(given, str):
-        return given
-    parts = given if isinstance(given, list) else [None]
-    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise RequestError(f"{where} must be a text or a list of blocks of type text")
-    return "\n".join(text for text in texts if text is not None)
+def _result(block: Mapping[str, Any], at: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """What a tool gave, as a turn of its own."""
+    call_id = str(block.get("tool_use_id"))
+    if call_id not in names:
+        raise RequestError(f"{at}: tool_use_id {call_id[:60]!r} names no call before it")
+    text = plain_text(block.get("content") or "", at)
+    if block.get("is_error"):
+        text = f"Error: {text}"
+    return {"role": "tool", "tool_call_id": call_id, "name": names[call_id], "content": text}
 
 
 def _tool(tool: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -239,24 +273,30 @@ def _tool(tool: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def _check_context_management(given: Mapping[str, Any] | None) -> None:
-    """Raises RequestError unless all of the context is to be kept."""
+    """Raises RequestError where anything but earlier thinking is to be taken out: templates leave that out anyway."""
     edits = (given or {}).get("edits") or []
-    if any(not isinstance(one, Mapping) or one.get("keep") != "all" for one in edits):
-        raise RequestError("context_management: nothing is taken out of a context here; leave it out, or keep 'all'")
+    kinds = [str(one.get("type")) if isinstance(one, Mapping) else str(one) for one in edits]
+    wrong = [kind for kind in kinds if not kind.startswith("clear_thinking")]
+    if wrong:
+        raise RequestError(f"context_management: {wrong[0][:60]!r} is not done here; leave it out")
 
 
 def _message(asked: MessagesAsk, found: Written) -> dict[str, Any]:
     assert found.reply is not None
     content: list[dict[str, Any]] = []
-    if found.reasoning:
-        content.append({"type": "thinking", "thinking": found.reasoning, "signature": ""})
-    if found.text:
-        content.append({"type": "text", "text": found.text})
-    content += [_tool_use(asked.id, number, call) for number, call in enumerate(found.calls)]
+    num_calls = 0
+    for part in found.parts:
+        if isinstance(part, ToolCall):
+            content.append(_tool_use(asked.id, num_calls, part))
+            num_calls += 1
+        elif part.kind == "reasoning":
+            content.append({"type": "thinking", "thinking": part.text, "signature": ""})
+        else:
+            content.append({"type": "text", "text": part.text})
     return {
         **_head(asked),
         "content": content,
-        **_stop(found.reply, has_calls=bool(found.calls)),
+        **_stop(asked, found.reply, has_calls=num_calls > 0),
         "usage": _usage(found.reply),
     }
 
@@ -265,9 +305,9 @@ def _head(asked: MessagesAsk) -> dict[str, Any]:
     return {"id": asked.id, "type": "message", "role": "assistant", "model": asked.model}
 
 
-def _stop(reply: Reply, *, has_calls: bool) -> dict[str, Any]:
+def _stop(asked: MessagesAsk, reply: Reply, *, has_calls: bool) -> dict[str, Any]:
     if reply.finish_reason == "length":
-        return {"stop_reason": "max_tokens", "stop_sequence": None}
+        return {"stop_reason": "model_context_window_exceeded" if asked.is_cut else "max_tokens", "stop_sequence": None}
     if isinstance(reply.stop_match, str):
         return {"stop_reason": "stop_sequence", "stop_sequence": reply.stop_match}
     return {"stop_reason": "tool_use" if has_calls else "end_turn", "stop_sequence": None}
@@ -288,25 +328,26 @@ def _tool_use(reply_id: str, number: int, call: ToolCall) -> dict[str, Any]:
     return {"type": "tool_use", "id": name, "name": call.name, "input": call.arguments}
 
 
-async def _streamed(request: Request, body: MessagesRequest) -> AsyncIterator[bytes]:
+async def _streamed(request: Request, body: MessagesRequest) -> AsyncGenerator[bytes, None]:
     server = server_of(request)
     async with server.registry.use(body.model) as lease:
-        asked = _read(body, lease)
+        asked = await lease.read(_read, body, lease)
         blocks = _Blocks(asked.id)
         begun = False
-        async for _, bit in bits(lease, [asked.ask]):
-            if not begun:
-                begun = True
-                usage = {"input_tokens": len(asked.ask.prompt_ids), "output_tokens": 0}
-                empty = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
-                yield event({"type": "message_start", "message": {**_head(asked), **empty}}, "message_start")
-            for one in blocks.events(bit):
-                yield one
-            if isinstance(bit, Done):
-                server.metrics.count(lease.name, bit.reply)
-                delta = _stop(bit.reply, has_calls=blocks.num_calls > 0)
-                last = {"type": "message_delta", "delta": delta, "usage": _usage(bit.reply)}
-                yield event(last, "message_delta")
+        async with aclosing(bits(lease, [asked.ask])) as coming:
+            async for _, bit in coming:
+                if not begun:
+                    begun = True
+                    usage = {"input_tokens": len(asked.ask.prompt_ids), "output_tokens": 0}
+                    empty = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+                    yield event({"type": "message_start", "message": {**_head(asked), **empty}}, "message_start")
+                for one in blocks.events(bit):
+                    yield one
+                if isinstance(bit, Done):
+                    server.metrics.count(lease.name, bit.reply)
+                    delta = _stop(asked, bit.reply, has_calls=blocks.num_calls > 0)
+                    last = {"type": "message_delta", "delta": delta, "usage": _usage(bit.reply)}
+                    yield event(last, "message_delta")
         yield event({"type": "message_stop"}, "message_stop")
 
 

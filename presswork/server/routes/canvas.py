@@ -1,6 +1,5 @@
 """The canvas itself over HTTP: gaps and edits with everything that the engine takes."""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -9,7 +8,7 @@ from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
 from presswork.server.constraints import of_structured_outputs
 from presswork.server.routes.common import server_of, whole
-from presswork.server.wire import Wire
+from presswork.server.wire import Listed, Wire
 
 router = APIRouter()
 
@@ -17,7 +16,7 @@ router = APIRouter()
 class FillRequest(Wire):
     """A body of POST /v1/canvas/fill: the texts around the gaps, and what each gap may hold."""
 
-    texts: list[str]
+    texts: Listed[str]
     model: str | None = None
     max_tokens: int | None = None
     structured_outputs: dict[str, Any] | None = None
@@ -32,7 +31,7 @@ class CanvasEditRequest(Wire):
 
     text: str
     instruction: str = ""
-    spans: list[list[int]] | None = None
+    spans: Listed[Listed[int]] | None = None
     model: str | None = None
     strength: float = 0.5
     max_changes: int | None = None
@@ -51,7 +50,7 @@ async def fill(request: Request, body: FillRequest) -> dict[str, Any]:
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
-            reply = await asyncio.to_thread(
+            reply = await lease.run(
                 lease.model.fill_gaps, body.texts, max_tokens=body.max_tokens, gap=gap,
                 num_candidates=body.num_candidates, seed=body.seed, adapter=lease.adapter, **_given(body),
             )  # fmt: skip
@@ -76,7 +75,7 @@ async def edit(request: Request, body: CanvasEditRequest) -> dict[str, Any]:
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
-            reply = await asyncio.to_thread(
+            reply = await lease.run(
                 lease.model.edit, body.text, body.instruction, spans=body.spans, strength=body.strength,
                 max_changes=body.max_changes, num_candidates=body.num_candidates, seed=body.seed,
                 adapter=lease.adapter, **_given(body),
@@ -88,7 +87,7 @@ async def edit(request: Request, body: CanvasEditRequest) -> dict[str, Any]:
             return {
                 "model": body.model or lease.name,
                 "text": reply.text,
-                "diff": reply.diff(),
+                "diff": await lease.read(reply.diff),
                 "spans": spans,
                 "denoise_steps": reply.num_denoise_steps,
                 "wall_s": reply.wall_s,

@@ -1,7 +1,8 @@
 """OpenAI's chat completions."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from presswork.engine.events import Done, Draft, Reply, TokenLogprob
 from presswork.engine.params import SamplingParams
 from presswork.errors import RequestError
-from presswork.server.constraints import of_response_format, of_structured_outputs, of_tool_choice, only_one
+from presswork.server.constraints import of_response_format, of_structured_outputs, of_tool_choice, only_one, or_calls
 from presswork.server.frames import frame
 from presswork.server.generation import (
     Ask,
@@ -20,15 +21,18 @@ from presswork.server.generation import (
     State,
     Written,
     bits,
+    fitted,
     num_reasoning_tokens,
     prediction_counts,
     several,
+    warm,
     written,
 )
 from presswork.server.registry import Lease
-from presswork.server.routes.common import new_id, now, server_of, streamed, timings, whole
+from presswork.server.routes.common import checked_effort, new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
-from presswork.server.wire import CanvasFields, Wire, biases, refuse, sampling
+from presswork.server.turns import one_system
+from presswork.server.wire import CanvasFields, Listed, Wire, biases, or_none, refuse, sampling
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
 from presswork.text.tokenizer import Tokenizer
@@ -36,7 +40,6 @@ from presswork.text.tokenizer import Tokenizer
 router = APIRouter()
 
 MAX_CHOICES = 32
-_EFFORTS = ("none", "instant", "minimal", "low", "medium", "high", "xhigh")
 
 
 class StreamOptions(Wire):
@@ -51,13 +54,13 @@ class Prediction(Wire):
     """A text that the reply is expected to be much like: canvases start from it."""
 
     type: Literal["content"]
-    content: str | list[dict[str, Any]]
+    content: str | Listed[dict[str, Any]]
 
 
 class ChatRequest(CanvasFields):
     """A body of POST /v1/chat/completions."""
 
-    messages: list[dict[str, Any]]
+    messages: Listed[dict[str, Any]]
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -68,11 +71,11 @@ class ChatRequest(CanvasFields):
     seed: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    stop: str | list[str] | None = None
+    stop: str | Listed[str] | None = None
     logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
@@ -86,12 +89,24 @@ class ChatRequest(CanvasFields):
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     store: bool | None = None
+    realtime: bool | None = None
+    reasoning_summary: bool | None = None
+    cache_prompt: bool | None = None
+    id_slot: int | None = None
+    min_p: float | None = None
+    samplers: str | Listed[str] | None = None
+    t_max_predict_ms: int | None = None
+    # llama.cpp's: 0 only reads the prompt, so that the next request finds it.
+    n_predict: int | None = None
+    response_fields: Listed[str] | None = None
     service_tier: str | None = None
     # Refused where they ask for anything.
-    modalities: list[str] | None = None
+    modalities: Listed[str] | None = None
     audio: dict[str, Any] | None = None
-    functions: list[dict[str, Any]] | None = None
+    functions: Listed[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
     verbosity: str | None = None
@@ -100,7 +115,7 @@ class ChatRequest(CanvasFields):
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],), "audio": (),
     "functions": ([],), "function_call": ("none", "auto"), "web_search_options": (), "verbosity": ("medium",),
-    "store": (False,), "service_tier": ("auto", "default"),
+    "service_tier": ("auto", "default"),
 }  # fmt: skip
 
 
@@ -133,21 +148,24 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
 
     async def answer() -> Response:
         async with server.registry.use(body.model) as lease:
-            asked = read_chat(body, lease)
+            asked = await lease.read(read_chat, body, lease)
+            if body.n_predict == 0:
+                await warm(lease, asked.asks[0].prompt_ids)
+                return JSONResponse(_completion(asked, [], lease))
             found = await written(lease, asked.asks)
             for one in found:
                 assert one.reply is not None
                 server.metrics.count(lease.name, one.reply)
-            return JSONResponse(_completion(asked, found, lease))
+            told = _completion(asked, found, lease)
+            kept = body.response_fields or list(told)
+            return JSONResponse({name: told[name] for name in kept if name in told})
 
     return await whole(request, answer())
 
 
 def read_chat(body: ChatRequest, lease: Lease) -> ChatAsk:
     """Check a body against a model. Raises RequestError."""
-    num = 1 if body.n is None else body.n
-    if not 1 <= num <= MAX_CHOICES:
-        raise RequestError(f"n must be an integer in 1..{MAX_CHOICES}, got {num}")
+    num = checked_choices(body.n)
     options = body.stream_options or StreamOptions()
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options are for streams; leave them out, or set stream")
@@ -158,12 +176,12 @@ def read_chat(body: ChatRequest, lease: Lease) -> ChatAsk:
     if params.mode == "ar" and (options.drafts or body.diffusing):
         raise RequestError("mode ar has no drafts; leave out stream_options.drafts and diffusing")
     variables = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        if body.reasoning_effort not in _EFFORTS:
-            raise RequestError(f"reasoning_effort must be one of {', '.join(_EFFORTS)}, got {body.reasoning_effort!r}")
-        variables.setdefault("enable_thinking", body.reasoning_effort not in ("none", "instant", "minimal"))
+    thinks = checked_effort("reasoning_effort", body.reasoning_effort)
+    if thinks is not None:
+        # A form leaves no room for thoughts before it.
+        variables.setdefault("enable_thinking", thinks and params.constraint is None)
     shown = [] if body.tool_choice == "none" else tools
-    ids = lease.model.encode_chat(body.messages, tools=shown or None, template_variables=variables)
+    ids = lease.model.encode_chat(one_system(body.messages), tools=shown or None, template_variables=variables)
     predicted = None
     if body.prediction is not None:
         assert lease.model.tokenizer is not None
@@ -171,7 +189,14 @@ def read_chat(body: ChatRequest, lease: Lease) -> ChatAsk:
     has_drafts = bool(options.drafts or body.diffusing)
     return ChatAsk(
         asks=several(
-            Ask(prompt_ids=ids, params=params, wants_drafts=has_drafts, wants_states=bool(body.diffusing)), num
+            Ask(
+                prompt_ids=ids,
+                params=fitted(params, len(ids), lease),
+                wants_drafts=has_drafts,
+                wants_states=bool(body.diffusing),
+                max_calls=1 if body.parallel_tool_calls is False else None,
+            ),
+            num,
         ),
         model=body.model or lease.name,
         num_predicted=predicted,
@@ -181,15 +206,28 @@ def read_chat(body: ChatRequest, lease: Lease) -> ChatAsk:
     )
 
 
+def checked_choices(num: int | None) -> int:
+    """How many choices a body asks for. Raises RequestError."""
+    found = 1 if num is None else num
+    if not 1 <= found <= MAX_CHOICES:
+        raise RequestError(f"n must be an integer in 1..{MAX_CHOICES}, got {found}")
+    return found
+
+
 def _params(body: ChatRequest, lease: Lease, tools: Sequence[Mapping[str, Any]]) -> SamplingParams:
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true")
-    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
-        raise RequestError("max_tokens and max_completion_tokens differ; give one of them")
-    constraint = only_one({
+    limits = {n for n in (body.max_tokens, body.max_completion_tokens, body.n_predict or None) if n is not None}
+    if len(limits) > 1:
+        raise RequestError("max_tokens, max_completion_tokens and n_predict differ; give one of them")
+    is_parallel = body.parallel_tool_calls is not False
+    form = only_one({
         "response_format": of_response_format(body.response_format),
         "structured_outputs": of_structured_outputs(body.structured_outputs),
-        "tool_choice": of_tool_choice(body.tool_choice, tools, is_parallel=bool(body.parallel_tool_calls)),
+    })  # fmt: skip
+    constraint = only_one({
+        "response_format": or_calls(form, tools, body.tool_choice, is_parallel=is_parallel),
+        "tool_choice": of_tool_choice(body.tool_choice, tools, is_parallel=is_parallel),
     })  # fmt: skip
     start = None if body.prediction is None else _prediction(body.prediction)
     if body.start_noise is not None and start is None:
@@ -197,8 +235,8 @@ def _params(body: ChatRequest, lease: Lease, tools: Sequence[Mapping[str, Any]])
     return sampling(
         body,
         lease.model.defaults,
-        max_tokens=body.max_completion_tokens if body.max_tokens is None else body.max_tokens,
-        seed=body.seed,
+        max_tokens=or_none(next(iter(limits), None)),
+        seed=or_none(body.seed),
         temperature=body.temperature,
         top_p=body.top_p,
         stop=body.stop,
@@ -230,7 +268,7 @@ def _completion(asked: ChatAsk, found: Sequence[Written], lease: Lease) -> dict[
         "model": asked.model,
         "choices": [_choice(asked, number, one, lease) for number, one in enumerate(found)],
         "usage": usage(asked, found, lease),
-        "timings": timings(replies[0].stats),
+        "timings": timings(replies[0].stats) if replies else None,
     }
 
 
@@ -274,7 +312,7 @@ def usage(asked: ChatAsk, found: Sequence[Written], lease: Lease) -> dict[str, A
     """Tokens read and written, of all choices."""
     replies = [one.reply for one in found if one.reply is not None]
     completion = sum(reply.usage.completion_tokens for reply in replies)
-    prompt = replies[0].usage.prompt_tokens
+    prompt = len(asked.asks[0].prompt_ids)
     details: dict[str, int] = {"reasoning_tokens": sum(num_reasoning_tokens(lease, one) for one in found)}
     if asked.num_predicted is not None:
         counts = [prediction_counts(reply.trace, asked.num_predicted) for reply in replies]
@@ -284,7 +322,7 @@ def usage(asked: ChatAsk, found: Sequence[Written], lease: Lease) -> dict[str, A
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": min(reply.usage.cached_tokens for reply in replies)},
+        "prompt_tokens_details": {"cached_tokens": min((reply.usage.cached_tokens for reply in replies), default=0)},
         "completion_tokens_details": details,
     }
 
@@ -310,22 +348,23 @@ def chat_logprobs(tokens: Sequence[TokenLogprob], tokenizer: Tokenizer | None) -
     ]
 
 
-async def _streamed(request: Request, body: ChatRequest) -> AsyncIterator[bytes]:
+async def _streamed(request: Request, body: ChatRequest) -> AsyncGenerator[bytes, None]:
     server = server_of(request)
     async with server.registry.use(body.model) as lease:
-        asked = read_chat(body, lease)
+        asked = await lease.read(read_chat, body, lease)
         found = [Written() for _ in asked.asks]
         begun: set[int] = set()
-        async for number, bit in bits(lease, asked.asks):
-            # Not before there is something to say: until then an error can still be a status of its own.
-            if number not in begun:
-                begun.add(number)
-                yield _chunk(asked, number, {"role": "assistant", "content": ""})
-            found[number].add(bit)
-            for one in _chunks(asked, number, bit, found[number], lease):
-                yield one
-            if isinstance(bit, Done):
-                server.metrics.count(lease.name, bit.reply)
+        async with aclosing(bits(lease, asked.asks)) as coming:
+            async for number, bit in coming:
+                # Not before there is something to say: until then an error can still be a status of its own.
+                if number not in begun:
+                    begun.add(number)
+                    yield _chunk(asked, number, {"role": "assistant", "content": ""})
+                found[number].add(bit)
+                for one in _chunks(asked, number, bit, found[number], lease):
+                    yield one
+                if isinstance(bit, Done):
+                    server.metrics.count(lease.name, bit.reply)
         if asked.include_usage:
             last = {**_head(asked), "choices": [], "usage": usage(asked, found, lease)}
             assert found[0].reply is not None

@@ -3,8 +3,8 @@
 Gaps and edits run in threads: they are several requests of the engine each, which share passes with all others.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,15 +13,17 @@ from fastapi.responses import JSONResponse, Response
 from presswork.engine.engine import Engine
 from presswork.errors import RequestError
 from presswork.server.errors import HttpError
+from presswork.server.gaps import Filled, Gap, fill_gap, stops_of, suffix_of
+from presswork.server.generation import warm
 from presswork.server.next_edit import NextEdit, read_next_edit
 from presswork.server.registry import Lease
+from presswork.server.routes.chat import checked_choices
 from presswork.server.routes.common import new_id, now, server_of, streamed, whole
 from presswork.server.sse import DONE, event, readable
-from presswork.server.wire import Wire, refuse
+from presswork.server.wire import Listed, Wire, or_none, refuse
 
 router = APIRouter()
 
-_END_OF_TEXT = "<|endoftext|>"  # what some clients send for an empty suffix
 _FIM_TOKENS, _INFILL_TOKENS = 128, 128
 _EDIT_STRENGTH = 0.5
 
@@ -34,7 +36,7 @@ class FimRequest(Wire):
     suffix: str | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Listed[str] | None = None
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -45,6 +47,7 @@ class FimRequest(Wire):
     metadata: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
     presence_penalty: float | None = None
+    frequency_penalty: float | None = None
 
 
 class InfillRequest(Wire):
@@ -52,17 +55,19 @@ class InfillRequest(Wire):
 
     input_prefix: str = ""
     input_suffix: str = ""
-    input_extra: list[dict[str, Any]] | None = None
+    input_extra: Listed[dict[str, Any]] | None = None
     prompt: str | None = None
     model: str | None = None
     n_predict: int | None = None
     n_indent: int | None = None
-    stop: list[str] | None = None
+    stop: Listed[str] | None = None
     seed: int | None = None
     temperature: float | None = None
     stream: bool | None = None
-    response_fields: list[str] | None = None
+    response_fields: Listed[str] | None = None
     id_slot: int | None = None
+    n_cmpl: int | None = None
+    lora: Listed[dict[str, Any]] | None = None
     # Bounds of time, caches and samplers of another engine: they change no text here.
     cache_prompt: bool | None = None
     t_max_prompt_ms: int | None = None
@@ -71,19 +76,20 @@ class InfillRequest(Wire):
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
-    samplers: list[str] | str | None = None
+    samplers: Listed[str] | str | None = None
 
 
 class EditRequest(Wire):
     """A body of POST /v1/edit/completions: one user message of tagged blocks."""
 
-    messages: list[dict[str, Any]]
+    messages: Listed[dict[str, Any]]
     model: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    stop: str | list[str] | None = None
+    stop: str | Listed[str] | None = None
     presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
     strength: float | None = None
     stream: bool | None = None
@@ -105,20 +111,22 @@ class ApplyRequest(Wire):
 @router.post("/v1/fim/completions")
 @router.post("/fim/completions")
 async def fim(request: Request, body: FimRequest) -> Response:
-    """Write the middle of a text; the answer is chat-shaped."""
+    """Write the middle of a text; the answer is chat-shaped, and has the text where completions have it too."""
     refuse(body, {"min_tokens": (0,), "top_p": (1,)})
-    suffix = "" if body.suffix in (None, _END_OF_TEXT) else body.suffix or ""
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
             params = _given(
-                seed=body.random_seed if body.seed is None else body.seed, temperature=body.temperature,
+                seed=or_none(body.random_seed if body.seed is None else body.seed), temperature=body.temperature,
                 max_denoising_steps=body.max_denoising_steps, num_candidates=body.num_candidates,
-                presence_penalty=body.presence_penalty,
+                presence_penalty=body.presence_penalty, frequency_penalty=body.frequency_penalty,
             )  # fmt: skip
-            text, is_stopped = await _gap(lease, body.prompt, suffix, body.max_tokens or _FIM_TOKENS, body.stop, params)
-            usage = _usage(lease.model, body.prompt + suffix, text)
-            return _chat(body.model or lease.name, text, "stop" if is_stopped else "length", usage)
+            gap = Gap(
+                prefix=body.prompt, suffix=suffix_of(body.suffix), stop=stops_of(body.stop), params=params,
+                max_tokens=or_none(body.max_tokens) or _FIM_TOKENS,
+            )  # fmt: skip
+            found = await fill_gap(lease, gap)
+            return _chat(body.model or lease.name, found.texts[0], found.reasons[0], found.usage())
 
     if body.stream:
         return await streamed(request, _chat_chunks(answer))
@@ -128,40 +136,74 @@ async def fim(request: Request, body: FimRequest) -> Response:
 @router.post("/infill")
 async def infill(request: Request, body: InfillRequest) -> Response:
     """Write the middle of a file, with others beside it; n_predict 0 only reads what stands before."""
+    refuse(body, {"lora": ([],)})
     prefix = _with_extra(body.input_extra or [], body.input_prefix + (body.prompt or ""))
     num = _INFILL_TOKENS if body.n_predict is None or body.n_predict < 0 else body.n_predict
+    num_wanted = checked_choices(body.n_cmpl)
 
-    async def answer() -> dict[str, Any]:
+    async def answer() -> list[dict[str, Any]]:
+        started = time.perf_counter()
         async with server_of(request).registry.use(body.model) as lease:
-            params = _given(seed=body.seed, temperature=body.temperature)
-            text, is_stopped = "", True
+            params = _given(seed=or_none(body.seed), temperature=body.temperature)
             if num:
-                text, is_stopped = await _gap(lease, prefix, body.input_suffix, num, body.stop, params)
+                gap = Gap(
+                    prefix=prefix, suffix=body.input_suffix, max_tokens=num, stop=stops_of(body.stop),
+                    indent=body.n_indent or 0, params=params,
+                )  # fmt: skip
+                found = await fill_gap(lease, gap, num_wanted)
             else:
-                await asyncio.to_thread(_warm, lease, prefix)
-            usage = _usage(lease.model, prefix + body.input_suffix, text)
-            told = {
-                "content": text,
-                "stop": True,
-                "stop_type": "eos" if is_stopped else "limit",
-                "truncated": False,
-                "model": body.model or lease.name,
-                "tokens_predicted": usage["completion_tokens"],
-                "tokens_evaluated": usage["prompt_tokens"],
-                "index": 0,
-            }
-            return {name: told[name] for name in body.response_fields if name in told} if body.response_fields else told
+                ids = await lease.read(lambda: lease.model.encode_prompt(prefix, raw=True))
+                await warm(lease, ids)
+                found = Filled([""], ["stop"], len(ids), 0)
+            took_ms = 1000 * (time.perf_counter() - started)
+            return [
+                _infilled(body, lease, found, number, took_ms) for number in range(len(found.texts))
+            ]  # fmt: skip
 
     if not body.stream:
-        return JSONResponse(await whole(request, answer()))
+        told = await whole(request, answer())
+        return JSONResponse(told if num_wanted > 1 else told[0])
 
-    async def events() -> AsyncIterator[bytes]:
-        told = await answer()
-        for piece in readable(told.get("content", "")):
-            yield event({"content": piece, "stop": False})
-        yield event({**told, "content": ""})
+    async def events() -> AsyncGenerator[bytes, None]:
+        for one in await answer():
+            for piece in readable(one.get("content", "")):
+                yield event({"index": one.get("index", 0), "content": piece, "stop": False})
+            yield event({**one, "content": ""})
 
     return await streamed(request, events())
+
+
+def _infilled(body: InfillRequest, lease: Lease, found: Filled, number: int, took_ms: float) -> dict[str, Any]:
+    """One text for a gap, as llama.cpp tells it."""
+    told = {
+        "index": number,
+        "content": found.texts[number],
+        "stop": True,
+        "stop_type": "eos" if found.reasons[number] == "stop" else "limit",
+        "truncated": False,
+        "model": body.model or lease.name,
+        "tokens_predicted": found.completion_tokens,
+        "tokens_evaluated": found.prompt_tokens,
+        "tokens_cached": 0,
+        "generation_settings": {"n_ctx": lease.model.max_context},
+        "timings": {
+            "prompt_n": found.prompt_tokens,
+            "predicted_n": found.completion_tokens,
+            "predicted_ms": took_ms,
+            "predicted_per_second": 1000 * found.completion_tokens / max(1e-9, took_ms),
+        },
+    }
+    if not body.response_fields:
+        return told
+    # A path such as timings/prompt_n is told under its last name, as llama.cpp does.
+    kept: dict[str, Any] = {}
+    for path in body.response_fields:
+        value: Any = told
+        for name in path.split("/"):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None:
+            kept[path.rpartition("/")[2]] = value
+    return kept
 
 
 @router.post("/v1/edit/completions")
@@ -176,11 +218,18 @@ async def edit(request: Request, body: EditRequest) -> Response:
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
-            params = _given(seed=body.seed, temperature=body.temperature, presence_penalty=body.presence_penalty)
+            params = _given(
+                seed=body.seed,
+                temperature=body.temperature,
+                presence_penalty=body.presence_penalty,
+                frequency_penalty=body.frequency_penalty,
+            )
             strength = _EDIT_STRENGTH if body.strength is None else body.strength
-            region = await asyncio.to_thread(_edited_region, lease, asked, strength, params)
+            region = await lease.run(_edited_region, lease, asked, strength, params)
+            for stop in stops_of(body.stop):
+                region = region.partition(stop)[0]
             text = f"```\n{region}\n```"
-            usage = _usage(lease.model, message["content"], region)
+            usage = await lease.read(_usage, lease.model, message["content"], region)
             return _chat(body.model or lease.name, text, "stop", usage)
 
     if body.stream:
@@ -198,12 +247,12 @@ async def apply(request: Request, body: ApplyRequest) -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
             instruction = f"{body.instruction or 'Work this change into the code.'}\n\n{body.editSnippet}"
             strength = _EDIT_STRENGTH if body.strength is None else body.strength
-            reply = await asyncio.to_thread(
+            reply = await lease.run(
                 lease.model.edit, body.initialCode, instruction, strength=strength, adapter=lease.adapter,
                 **_given(seed=body.seed),
             )  # fmt: skip
-            usage = _usage(lease.model, body.initialCode + body.editSnippet, reply.text)
-            return {"mergedCode": reply.text, "diff": reply.diff("code"), "usage": usage}
+            usage = await lease.read(_usage, lease.model, body.initialCode + body.editSnippet, reply.text)
+            return {"mergedCode": reply.text, "usage": usage}
 
     return await whole(request, answer())
 
@@ -221,28 +270,6 @@ async def not_made_here(request: Request) -> Response:
 
 def _given(**params: Any) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value is not None}
-
-
-async def _gap(
-    lease: Lease, prefix: str, suffix: str, max_tokens: int, stop: str | list[str] | None, params: Mapping[str, Any]
-) -> tuple[str, bool]:
-    """(the gap's text, up to a stop string; whether it ended before max_tokens)."""
-    if not prefix and not suffix:
-        raise RequestError("there is nothing around the gap; give text before or behind it")
-    reply = await asyncio.to_thread(
-        lease.model.fill_gaps, [prefix, suffix], max_tokens=max_tokens, adapter=lease.adapter, **params
-    )
-    text = reply.texts[0]
-    for one in [stop] if isinstance(stop, str) else stop or []:
-        text = text.partition(one)[0] if one else text
-    assert lease.model.tokenizer is not None
-    return text, len(lease.model.tokenizer.encode_plain(reply.texts[0])) < max_tokens
-
-
-def _warm(lease: Lease, prefix: str) -> None:
-    """Compute a prefix, so that the next request finds it."""
-    ids = lease.model.encode_prompt(prefix, raw=True)
-    lease.model.generate(prompt_token_ids=ids, max_tokens=1, max_denoising_steps=1, canvas_length=1)
 
 
 def _with_extra(extra: list[dict[str, Any]], prefix: str) -> str:
@@ -281,12 +308,14 @@ def _chat(model: str, text: str, reason: str, usage: Mapping[str, int]) -> dict[
         "object": "chat.completion",
         "created": now(),
         "model": model,
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}],
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": text}, "text": text, "finish_reason": reason}
+        ],
         "usage": usage,
     }
 
 
-async def _chat_chunks(answer: Any) -> AsyncIterator[bytes]:
+async def _chat_chunks(answer: Any) -> AsyncGenerator[bytes, None]:
     """A chat-shaped answer as a stream."""
     told = await answer()
     (choice,) = told.pop("choices")
@@ -294,7 +323,7 @@ async def _chat_chunks(answer: Any) -> AsyncIterator[bytes]:
     head = {**told, "object": "chat.completion.chunk"}
     for piece in readable(choice["message"]["content"]):
         delta = {"role": "assistant", "content": piece}
-        yield event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
-    last = {"index": 0, "delta": {"content": ""}, "finish_reason": choice["finish_reason"]}
+        yield event({**head, "choices": [{"index": 0, "delta": delta, "text": piece, "finish_reason": None}]})
+    last = {"index": 0, "delta": {"content": ""}, "text": "", "finish_reason": choice["finish_reason"]}
     yield event({**head, "choices": [last], "usage": usage})
     yield DONE

@@ -3,14 +3,15 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
 
+from presswork.errors import RequestError
 from presswork.server.errors import HttpError, openai_body
-from presswork.server.sse import EventResponse, Timed, event
+from presswork.server.sse import COMMENT, EventResponse, Timed, event
 
 if TYPE_CHECKING:
     from presswork.server.app import Server
@@ -55,22 +56,39 @@ async def whole(request: Request, work: Awaitable[_T]) -> _T:
 
 
 async def streamed(
-    request: Request, events: AsyncIterator[bytes], on_error: Callable[[HttpError], bytes] | None = None
-) -> Response:
-    """A stream of events. What goes wrong before the first of them is an ordinary error. Raises: as whole."""
+    request: Request, events: AsyncGenerator[bytes, None], on_error: Callable[[HttpError], bytes] | None = None,
+    sign: bytes = COMMENT,
+) -> Response:  # fmt: skip
+    """A stream of events. What goes wrong before the first of them is an ordinary error.
+
+    Args: sign: what is sent when nothing came for a while; some clients take a comment for nothing.
+    Raises: as whole.
+    """
     config = server_of(request).config
-    timed = Timed(events, comment_s=config.keep_alive_s, deadline_s=config.deadline_s)
+    timed = Timed(events, sign=sign, sign_s=config.keep_alive_s, deadline_s=config.deadline_s)
     try:
         first = await whole(request, anext(timed))
     except BaseException:
         await timed.aclose()
         raise
-    return EventResponse(first, timed, on_error or openai_error_event)
+    return EventResponse(first, timed, on_error or openai_error_event, request.scope["state"]["request_id"])
 
 
 def openai_error_event(error: HttpError) -> bytes:
     """An error in the middle of a stream, as OpenAI's clients notice it."""
     return event(openai_body(error))
+
+
+_NO_THINKING, _THINKING = ("none", "instant", "minimal"), ("low", "medium", "high", "xhigh", "max")
+
+
+def checked_effort(name: str, effort: str | None) -> bool | None:
+    """Whether an effort asks a model to think first; None where none is given. Raises RequestError."""
+    if effort is None:
+        return None
+    if effort not in (*_NO_THINKING, *_THINKING):
+        raise RequestError(f"{name} must be one of {', '.join((*_NO_THINKING, *_THINKING))}, got {effort[:40]!r}")
+    return effort in _THINKING
 
 
 async def _gone(request: Request) -> None:

@@ -1,7 +1,7 @@
 """OpenAI's completions: plain text behind plain text, or between two of them."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,15 +11,15 @@ from fastapi.responses import JSONResponse, Response
 from presswork.engine.engine import Engine
 from presswork.engine.events import Done, TokenLogprob
 from presswork.engine.params import SamplingParams
-from presswork.engine.ranking import seed_of
 from presswork.errors import RequestError
 from presswork.server.constraints import of_response_format, of_structured_outputs, only_one
-from presswork.server.generation import Ask, Bit, Logprobs, Written, bits, several, written
+from presswork.server.gaps import Gap, fill_gap, stops_of, suffix_of
+from presswork.server.generation import Ask, Bit, Logprobs, Written, bits, fitted, several, written
 from presswork.server.registry import Lease
-from presswork.server.routes.chat import MAX_CHOICES, StreamOptions, finish_reason
+from presswork.server.routes.chat import StreamOptions, checked_choices, finish_reason
 from presswork.server.routes.common import new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
-from presswork.server.wire import CanvasFields, biases, own_fields, sampling
+from presswork.server.wire import CanvasFields, Listed, biases, or_none, own_fields, sampling
 from presswork.text.parts import Piece
 from presswork.text.tokenizer import Tokenizer
 
@@ -32,7 +32,7 @@ MAX_PROMPTS = 64
 class CompletionRequest(CanvasFields):
     """A body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Listed[str] | Listed[int] | Listed[Listed[int]]
     model: str | None = None
     suffix: str | None = None
     stream: bool | None = None
@@ -43,7 +43,7 @@ class CompletionRequest(CanvasFields):
     seed: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    stop: str | list[str] | None = None
+    stop: str | Listed[str] | None = None
     logprobs: int | None = None
     echo: bool | None = None
     response_format: dict[str, Any] | None = None
@@ -67,16 +67,18 @@ class CompletionAsk:
 
 @router.post("/v1/completions")
 async def completions(request: Request, body: CompletionRequest) -> Response:
-    """Write on from each prompt."""
+    """Write on from each prompt, or between it and a suffix."""
+    if body.stream_options is not None and (not body.stream or body.stream_options.drafts):
+        raise RequestError("stream_options are for streams, and drafts for chat completions; leave them out")
     server = server_of(request)
     if body.stream:
         return await streamed(request, _streamed(request, body))
 
     async def answer() -> Response:
         async with server.registry.use(body.model) as lease:
-            if body.suffix is not None:
-                return JSONResponse(await filled(request, body, lease))
-            asked = _read(body, lease)
+            if suffix_of(body.suffix):
+                return JSONResponse(await filled(body, lease))
+            asked = await lease.read(_read, body, lease)
             found = await written(lease, asked.asks)
             for one in found:
                 assert one.reply is not None
@@ -88,26 +90,28 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
 
 def _read(body: CompletionRequest, lease: Lease) -> CompletionAsk:
     """Check a body against a model. Raises RequestError."""
-    num = 1 if body.n is None else body.n
-    if not 1 <= num <= MAX_CHOICES:
-        raise RequestError(f"n must be an integer in 1..{MAX_CHOICES}, got {num}")
+    num = checked_choices(body.n)
     if body.best_of not in (None, num):
         raise RequestError(f"best_of must be n, which is {num}, or left out, got {body.best_of}")
-    if body.stream_options is not None and (not body.stream or body.stream_options.drafts):
-        raise RequestError("stream_options are for streams, and drafts for chat completions; leave them out")
+    if body.logprobs is not None and lease.model.tokenizer is None:
+        raise RequestError(f"model {lease.name!r} has no tokenizer to name tokens with; leave out logprobs")
     if body.echo and body.logprobs is not None:
         raise RequestError("echo together with logprobs is not supported; leave one of them out")
     prompts = _prompts(body.prompt, lease.model)
     if not 1 <= len(prompts) <= MAX_PROMPTS:
         raise RequestError(f"prompt must hold 1 to {MAX_PROMPTS} prompts, got {len(prompts)}")
+    if len(prompts) * num > lease.model.config.max_waiting:
+        raise RequestError(f"{len(prompts)} prompts of {num} choices are more than this server queues; ask for fewer")
     params = params_of(body, lease)
-    asks = [several(Ask(prompt_ids=ids, params=params, is_chat=False), num) for ids, _ in prompts]
+    asks = [
+        several(Ask(prompt_ids=ids, params=fitted(params, len(ids), lease), is_chat=False), num) for ids, _ in prompts
+    ]
     return CompletionAsk(
         asks=[ask for group in asks for ask in group],
         echoes=[text if body.echo else "" for _, text in prompts for _ in range(num)],
         num_prompts=len(prompts),
         model=body.model or lease.name,
-        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        include_usage=_wants_usage(body),
     )
 
 
@@ -120,8 +124,8 @@ def params_of(body: CompletionRequest, lease: Lease) -> SamplingParams:
     return sampling(
         body,
         lease.model.defaults,
-        max_tokens=_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
-        seed=body.seed,
+        max_tokens=_MAX_TOKENS if body.max_tokens is None else or_none(body.max_tokens),
+        seed=or_none(body.seed),
         temperature=body.temperature,
         top_p=body.top_p,
         stop=body.stop,
@@ -144,57 +148,40 @@ def _prompts(given: Any, engine: Engine) -> list[tuple[list[int], str]]:
     return found
 
 
-async def filled(request: Request, body: CompletionRequest, lease: Lease) -> dict[str, Any]:
+async def filled(body: CompletionRequest, lease: Lease) -> dict[str, Any]:
     """The text between prompt and suffix; both stay as they are. Raises RequestError."""
     if not isinstance(body.prompt, str):
         raise RequestError("with a suffix, prompt must be one text")
-    for name in ("stop", "logprobs", "echo", "response_format"):
+    for name in ("logprobs", "echo", "response_format"):
         if getattr(body, name) not in (None, False):
             raise RequestError(f"{name} cannot be kept together with a suffix; leave one of them out")
-    num = body.n or 1
-    if not 1 <= num <= MAX_CHOICES:
-        raise RequestError(f"n must be an integer in 1..{MAX_CHOICES}, got {num}")
-    params = gap_params(body, lease)
-    gap = of_structured_outputs(body.structured_outputs)
-    seed = body.seed or 0
-    replies = await asyncio.gather(*(
-        asyncio.to_thread(
-            lease.model.fill_gaps, [body.prompt, body.suffix or ""], max_tokens=body.max_tokens or _MAX_TOKENS,
-            gap=gap, seed=seed_of(seed, number), **params,
-        )
-        for number in range(num)
-    ))  # fmt: skip
-    tokenizer = lease.model.tokenizer
-    assert tokenizer is not None
-    written_tokens = sum(len(tokenizer.encode_plain(reply.texts[0])) for reply in replies)
-    prompt_tokens = len(tokenizer.encode_plain(body.prompt)) + len(tokenizer.encode_plain(body.suffix or ""))
+    params = {
+        **own_fields(body),
+        "seed": or_none(body.seed),
+        "temperature": body.temperature,
+        "top_p": None if body.top_p == 1 else body.top_p,
+        "logit_bias": biases(body.logit_bias),
+    }
+    gap = Gap(
+        prefix=body.prompt,
+        suffix=suffix_of(body.suffix),
+        max_tokens=or_none(body.max_tokens) or _MAX_TOKENS,
+        stop=stops_of(body.stop),
+        language=of_structured_outputs(body.structured_outputs),
+        params={name: value for name, value in params.items() if value is not None},
+    )
+    found = await fill_gap(lease, gap, checked_choices(body.n))
     return {
         "id": new_id("cmpl"),
         "object": "text_completion",
         "created": now(),
         "model": body.model or lease.name,
         "choices": [
-            {"index": i, "text": reply.texts[0], "logprobs": None, "finish_reason": "stop"}
-            for i, reply in enumerate(replies)
+            {"index": i, "text": text, "logprobs": None, "finish_reason": reason}
+            for i, (text, reason) in enumerate(zip(found.texts, found.reasons, strict=True))
         ],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": written_tokens,
-            "total_tokens": prompt_tokens + written_tokens,
-        },
+        "usage": found.usage(),
     }
-
-
-def gap_params(body: CompletionRequest, lease: Lease) -> dict[str, Any]:
-    """A body's sampling parameters as filling takes them; those that a gap decides are refused there."""
-    given = {
-        **own_fields(body),
-        "temperature": body.temperature,
-        "top_p": None if body.top_p == 1 else body.top_p,
-        "logit_bias": biases(body.logit_bias),
-        "adapter": lease.adapter,
-    }
-    return {name: value for name, value in given.items() if value is not None}
 
 
 def _completion(asked: CompletionAsk, found: Sequence[Written], lease: Lease) -> dict[str, Any]:
@@ -203,7 +190,7 @@ def _completion(asked: CompletionAsk, found: Sequence[Written], lease: Lease) ->
         assert one.reply is not None
         listed = None
         if one.reply.logprobs is not None:
-            listed = completion_logprobs(one.logprobs, lease.model.tokenizer)
+            listed = completion_logprobs(one.logprobs, lease.model.tokenizer, start=len(asked.echoes[number]))
         reason = finish_reason(one.reply, has_calls=False)
         text = asked.echoes[number] + one.text
         made.append({"index": number, "text": text, "logprobs": listed, "finish_reason": reason})
@@ -224,12 +211,14 @@ def _usage(asked: CompletionAsk, found: Sequence[Written]) -> dict[str, Any]:
     }
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprob], tokenizer: Tokenizer | None) -> dict[str, Any]:
+def completion_logprobs(
+    tokens: Sequence[TokenLogprob], tokenizer: Tokenizer | None, *, start: int = 0
+) -> dict[str, Any]:
     """OpenAI's older shape: parallel lists."""
     assert tokenizer is not None
     shown = [token for token in tokens if token.token_id not in tokenizer.special_ids]
     texts = [tokenizer.token_text(token.token_id) for token in shown]
-    offsets = [0]
+    offsets = [start]
     for text in texts:
         offsets.append(offsets[-1] + len(text))
     return {
@@ -240,46 +229,65 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], tokenizer: Tokenizer | N
     }
 
 
-async def _streamed(request: Request, body: CompletionRequest) -> AsyncIterator[bytes]:
+def _num_characters(tokens: Sequence[TokenLogprob], lease: Lease) -> int:
+    tokenizer = lease.model.tokenizer
+    shown = [] if tokenizer is None else [t.token_id for t in tokens if t.token_id not in tokenizer.special_ids]
+    return sum(len(tokenizer.token_text(token)) for token in shown) if tokenizer is not None else 0
+
+
+async def _streamed(request: Request, body: CompletionRequest) -> AsyncGenerator[bytes, None]:
     server = server_of(request)
     async with server.registry.use(body.model) as lease:
-        if body.suffix is not None:
-            for one in _filled_chunks(await filled(request, body, lease)):
+        if suffix_of(body.suffix):
+            for one in _filled_chunks(await filled(body, lease), with_usage=_wants_usage(body)):
                 yield one
             return
-        asked = _read(body, lease)
+        asked = await lease.read(_read, body, lease)
         found = [Written() for _ in asked.asks]
         echoes = dict(enumerate(asked.echoes))
-        async for number, bit in bits(lease, asked.asks):
-            echo = echoes.pop(number, "")
-            if echo:
-                yield _chunk(asked, number, echo)
-            found[number].add(bit)
-            for one in _chunks(asked, number, bit, lease):
-                yield one
-            if isinstance(bit, Done):
-                server.metrics.count(lease.name, bit.reply)
+        async with aclosing(bits(lease, asked.asks)) as coming:
+            async for number, bit in coming:
+                echo = echoes.pop(number, "")
+                if echo:
+                    yield _chunk(asked, number, echo)
+                num_before = _num_characters(found[number].logprobs, lease)
+                found[number].add(bit)
+                for one in _chunks(asked, number, bit, num_before, lease):
+                    yield one
+                if isinstance(bit, Done):
+                    server.metrics.count(lease.name, bit.reply)
         if asked.include_usage:
             yield event({**_head(asked), "choices": [], "usage": _usage(asked, found)})
         yield DONE
 
 
-def _chunks(asked: CompletionAsk, number: int, bit: Bit, lease: Lease) -> list[bytes]:
-    """The events that one more bit of a choice makes."""
+def _chunks(asked: CompletionAsk, number: int, bit: Bit, num_before: int, lease: Lease) -> list[bytes]:
+    """The events that one more bit of a choice makes.
+
+    Args: num_before: characters of the tokens whose log-probabilities were told before.
+    """
     if isinstance(bit, Piece):
         return [_chunk(asked, number, piece) for piece in readable(bit.text)]
     if isinstance(bit, Logprobs):
-        return [_chunk(asked, number, "", logprobs=completion_logprobs(bit.tokens, lease.model.tokenizer))]
+        listed = completion_logprobs(bit.tokens, lease.model.tokenizer, start=len(asked.echoes[number]) + num_before)
+        return [_chunk(asked, number, "", logprobs=listed)]
     assert isinstance(bit, Done)
     return [_chunk(asked, number, "", finish=finish_reason(bit.reply, has_calls=False))]
 
 
-def _filled_chunks(found: dict[str, Any]) -> Iterator[bytes]:
+def _wants_usage(body: CompletionRequest) -> bool:
+    return bool(body.stream_options and body.stream_options.include_usage)
+
+
+def _filled_chunks(found: dict[str, Any], *, with_usage: bool) -> Iterator[bytes]:
     """A filled gap as a stream."""
+    head = {name: found[name] for name in ("id", "object", "created", "model")}
     for choice in found["choices"]:
         for piece in readable(choice["text"]):
-            yield event({**found, "choices": [{**choice, "text": piece, "finish_reason": None}], "usage": None})
-        yield event({**found, "choices": [{**choice, "text": ""}]})
+            yield event({**head, "choices": [{**choice, "text": piece, "finish_reason": None}]})
+        yield event({**head, "choices": [{**choice, "text": ""}]})
+    if with_usage:
+        yield event({**head, "choices": [], "usage": found["usage"]})
     yield DONE
 
 

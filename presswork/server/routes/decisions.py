@@ -1,6 +1,5 @@
 """Questions with given options, in System One's shape."""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,6 +10,8 @@ from presswork.server.routes.common import server_of, whole
 from presswork.server.wire import Wire
 
 router = APIRouter()
+
+_MOST_QUESTIONS = 256
 
 
 class DecisionRequest(Wire):
@@ -30,12 +31,14 @@ class DecisionRequest(Wire):
 @router.post("/v1/systemone")
 async def systemone(request: Request, body: DecisionRequest) -> dict[str, Any]:
     """Answer questions about a state from short canvases."""
+    if len(body.questions) > _MOST_QUESTIONS:
+        raise RequestError(f"questions may be {_MOST_QUESTIONS} at most, got {len(body.questions)}; ask in parts")
     if body.files or body.images:
         raise RequestError("files and images are not supported; put what matters into state")
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
-            reply = await asyncio.to_thread(
+            reply = await lease.run(
                 lease.model.decide, body.state, body.questions, style=body.style, steps=body.steps,
                 calibrate=body.calibrate, seed=body.seed, adapter=lease.adapter,
             )  # fmt: skip

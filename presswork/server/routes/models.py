@@ -29,14 +29,14 @@ async def one_model(request: Request, name: str) -> dict[str, Any]:
 
 def _entry(request: Request, model: ServedModel, name: str) -> dict[str, Any]:
     length = server_of(request).registry.context_length(model)
+    known = {} if length is None else {"context_length": length, "max_model_len": length}
     return {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "presswork",
         # Agents look for either, and take the smallest default they know where there is none.
-        "context_length": length,
-        "max_model_len": length,
+        **known,
         "architecture": {"input_modalities": ["text"], "output_modalities": ["text", "decisions"]},
         "loaded": model.engine is not None,
     }

@@ -7,8 +7,11 @@ from fastapi.responses import JSONResponse, Response
 
 from presswork import __version__
 from presswork.errors import RequestError
+from presswork.server.registry import Lease
 from presswork.server.routes.common import server_of
-from presswork.server.wire import Wire
+from presswork.server.turns import one_system
+from presswork.server.wire import Listed, Wire
+from presswork.text.tokenizer import Tokenizer
 
 router = APIRouter()
 
@@ -19,17 +22,26 @@ class TokenizeRequest(Wire):
     model: str | None = None
     content: str | None = None
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Listed[dict[str, Any]] | None = None
     add_special: bool = False
     add_special_tokens: bool = True
+    parse_special: bool = True
     with_pieces: bool = False
+
+
+class TemplateRequest(Wire):
+    """A conversation to render."""
+
+    messages: Listed[dict[str, Any]]
+    model: str | None = None
+    tools: Listed[dict[str, Any]] | None = None
 
 
 class DetokenizeRequest(Wire):
     """Tokens to put together."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Listed[int]
 
 
 @router.get("/health")
@@ -38,8 +50,8 @@ async def health(request: Request) -> Response:
     server = server_of(request)
     if server.is_ready:
         return JSONResponse({"status": "ok"})
-    if server.failure is not None:
-        return JSONResponse({"status": "failed", "error": server.failure}, 503)
+    if server.has_failed:
+        return JSONResponse({"status": "failed", "error": "the model cannot be loaded; the server's log says why"}, 503)
     said = {"status": "loading", "model": server.registry.default.name, "progress": server.registry.default.progress}
     return JSONResponse(said, 503, {"retry-after": "1"})
 
@@ -83,27 +95,44 @@ async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
     if len(given) != 1:
         raise RequestError("give one of content, prompt and messages")
     async with server_of(request).registry.use(body.model) as lease:
-        engine = lease.model
-        if engine.tokenizer is None:
-            raise RequestError(f"model {lease.name!r} has no tokenizer")
-        if body.messages is not None:
-            ids = engine.encode_chat(body.messages)
-        elif body.content is not None:
-            ids = engine.tokenizer.encode(body.content, body.add_special)
-        else:
-            assert body.prompt is not None
-            ids = engine.tokenizer.encode(body.prompt, body.add_special_tokens)
-        tokens: list[Any] = ids
-        if body.with_pieces:
-            tokens = [{"id": i, "piece": engine.tokenizer.token_text(i)} for i in ids]
-        return {"tokens": tokens, "count": len(ids), "max_model_len": engine.max_context}
+        return await lease.read(_tokenized, body, lease)
+
+
+def _tokenized(body: TokenizeRequest, lease: Lease) -> dict[str, Any]:
+    engine, tokenizer = lease.model, _tokenizer(lease)
+    if body.messages is not None:
+        ids = engine.encode_chat(one_system(body.messages))
+    else:
+        text = body.content if body.content is not None else body.prompt or ""
+        is_marked = body.add_special if body.content is not None else body.add_special_tokens
+        ids = tokenizer.encode(text, is_marked) if body.parse_special else tokenizer.encode_plain(text)
+    tokens: list[Any] = ids
+    if body.with_pieces:
+        tokens = [{"id": i, "piece": tokenizer.token_text(i)} for i in ids]
+    return {"tokens": tokens, "count": len(ids), "max_model_len": engine.max_context}
 
 
 @router.post("/detokenize")
 async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, str]:
     """The text of token ids; llama.cpp reads `content`, vLLM `prompt`."""
     async with server_of(request).registry.use(body.model) as lease:
-        if lease.model.tokenizer is None:
-            raise RequestError(f"model {lease.name!r} has no tokenizer")
-        text = lease.model.tokenizer.decode(body.tokens, skip_special_tokens=False)
+        text = await lease.read(lambda: _tokenizer(lease).decode(body.tokens, skip_special_tokens=False))
         return {"content": text, "prompt": text}
+
+
+@router.post("/apply-template")
+async def apply_template(request: Request, body: TemplateRequest) -> dict[str, str]:
+    """A conversation as the model reads it."""
+    async with server_of(request).registry.use(body.model) as lease:
+
+        def rendered() -> str:
+            ids = lease.model.encode_chat(one_system(body.messages), tools=body.tools)
+            return _tokenizer(lease).decode(ids, skip_special_tokens=False)
+
+        return {"prompt": await lease.read(rendered)}
+
+
+def _tokenizer(lease: Lease) -> Tokenizer:
+    if lease.model.tokenizer is None:
+        raise RequestError(f"model {lease.name!r} has no tokenizer")
+    return lease.model.tokenizer

@@ -1,7 +1,9 @@
 """OpenAI's responses, without memory: what a conversation was is in the request."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,24 +11,42 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from presswork.engine.events import Done, Reply
-from presswork.errors import RequestError
-from presswork.server.constraints import of_response_format, of_tool_choice, only_one
-from presswork.server.errors import HttpError
-from presswork.server.generation import Ask, Bit, Written, bits, num_reasoning_tokens, written
+from presswork.errors import PressworkError, RequestError
+from presswork.server.constraints import of_response_format, of_tool_choice, only_one, or_calls
+from presswork.server.errors import HttpError, as_http, logged
+from presswork.server.generation import Ask, Bit, Written, bits, fitted, num_reasoning_tokens, written
 from presswork.server.registry import Lease
-from presswork.server.routes.common import new_id, now, server_of, streamed, whole
+from presswork.server.routes.common import checked_effort, new_id, now, server_of, streamed, whole
 from presswork.server.sse import event, readable
-from presswork.server.wire import CanvasFields, refuse, sampling
+from presswork.server.turns import one_system, plain_text
+from presswork.server.wire import CanvasFields, Listed, Wire, or_none, refuse, sampling
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
 
+logger = logging.getLogger(__name__)
+
 router = APIRouter()
+
+
+class TextConfig(Wire):
+    """The form of an answer."""
+
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class Reasoning(Wire):
+    """How much to think; a summary is a hint, and there is none here beside the thoughts themselves."""
+
+    effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
 
 
 class ResponsesRequest(CanvasFields):
     """A body of POST /v1/responses."""
 
-    input: str | list[dict[str, Any]]
+    input: str | Listed[dict[str, Any]]
     model: str | None = None
     instructions: str | None = None
     max_output_tokens: int | None = None
@@ -35,11 +55,11 @@ class ResponsesRequest(CanvasFields):
     seed: int | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Listed[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    reasoning: dict[str, Any] | None = None
-    text: dict[str, Any] | None = None
+    reasoning: Reasoning | None = None
+    text: TextConfig | None = None
     # Honoured by doing nothing: nothing is stored, so there is nothing to store, include or find again.
     store: bool | None = None
     include: list[str] | None = None
@@ -48,6 +68,7 @@ class ResponsesRequest(CanvasFields):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     client_metadata: dict[str, Any] | None = None
     # Refused where they ask for anything.
     previous_response_id: str | None = None
@@ -68,11 +89,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponsesAsk:
-    """A request as the engine takes it, and what its answer repeats of it."""
+    """A request as the engine takes it, and what its answer repeats of it.
+
+    Args: kinds: of each tool that is not called as a plain function, by its name: (its own kind, its namespace).
+    """
 
     ask: Ask
     model: str
     body: ResponsesRequest
+    kinds: Mapping[str, tuple[str, str | None]]
     id: str = field(default_factory=lambda: new_id("resp").replace("-", "_"))
     created: int = field(default_factory=now)
 
@@ -83,19 +108,21 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
     refuse(body, _NEUTRAL)
     server = server_of(request)
     if body.stream:
-        return await streamed(request, _streamed(request, body), _error_event)
+        # A comment is no event to some agents, which then give up.
+        return await streamed(
+            request, _streamed(request, body), _error_event, event({"type": "keepalive"}, "keepalive")
+        )
 
     async def answer() -> Response:
         async with server.registry.use(body.model) as lease:
-            asked = _read(body, lease)
+            asked = await lease.run(_read, body, lease)
             (found,) = await written(lease, [asked.ask])
             assert found.reply is not None
             server.metrics.count(lease.name, found.reply)
-            items = _Items(asked.id)
-            for bit in (Piece("reasoning", found.reasoning), Piece("text", found.text), *found.calls):
-                if not isinstance(bit, Piece) or bit.text:
-                    items.take(bit)
-            items.close()
+            items = _Items(asked.id, asked.kinds)
+            for part in found.parts:
+                items.take(part)
+            items.close(_status(found.reply))
             return JSONResponse(_response(asked, items.done, _status(found.reply), _usage(lease, found)))
 
     return await whole(request, answer())
@@ -103,17 +130,18 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
 
 def _read(body: ResponsesRequest, lease: Lease) -> ResponsesAsk:
     """Check a body against a model. Raises RequestError."""
-    # Agents declare tools that only the original service runs; those are left out.
-    tools = [_tool(tool) for tool in body.tools or [] if tool.get("type") == "function"]
+    tools, kinds = _tools(body.tools or [])
+    is_parallel = body.parallel_tool_calls is not False
+    form = of_response_format(None if body.text is None else body.text.format, "text.format")
     constraint = only_one({
-        "text.format": of_response_format((body.text or {}).get("format")),
-        "tool_choice": of_tool_choice(body.tool_choice, tools, is_parallel=bool(body.parallel_tool_calls)),
+        "text.format": or_calls(form, tools, body.tool_choice, is_parallel=is_parallel),
+        "tool_choice": of_tool_choice(body.tool_choice, tools, is_parallel=is_parallel),
     })  # fmt: skip
     params = sampling(
         body,
         lease.model.defaults,
-        max_tokens=body.max_output_tokens,
-        seed=body.seed,
+        max_tokens=or_none(body.max_output_tokens),
+        seed=or_none(body.seed),
         temperature=body.temperature,
         top_p=body.top_p,
         constraint=constraint,
@@ -122,16 +150,44 @@ def _read(body: ResponsesRequest, lease: Lease) -> ResponsesAsk:
     turns = turns_of(body.input)
     if body.instructions:
         turns = [{"role": "system", "content": body.instructions}, *turns]
-    effort = (body.reasoning or {}).get("effort")
-    variables = {} if effort is None else {"enable_thinking": effort not in ("none", "instant", "minimal")}
+    effort = checked_effort("reasoning.effort", None if body.reasoning is None else body.reasoning.effort)
+    # A form leaves no room for thoughts before it.
+    variables = {} if effort is None else {"enable_thinking": effort and constraint is None}
     shown = [] if body.tool_choice == "none" else tools
-    ids = lease.model.encode_chat(turns, tools=shown or None, template_variables=variables)
-    return ResponsesAsk(ask=Ask(prompt_ids=ids, params=params), model=body.model or lease.name, body=body)
+    ids = lease.model.encode_chat(one_system(turns), tools=shown or None, template_variables=variables)
+    ask = Ask(prompt_ids=ids, params=fitted(params, len(ids), lease), max_calls=None if is_parallel else 1)
+    return ResponsesAsk(ask=ask, model=body.model or lease.name, body=body, kinds=kinds)
+
+
+def _tools(given: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, tuple[str, str | None]]]:
+    """(declarations as templates read them; the kind and namespace of those that are no plain functions).
+
+    Agents declare tools that only the original service runs; those are left out. A namespace is a list of functions; a
+    custom tool takes one text.
+    """
+    made: list[dict[str, Any]] = []
+    kinds: dict[str, tuple[str, str | None]] = {}
+    for tool in given:
+        kind = tool.get("type")
+        if kind == "function":
+            made.append(_tool(tool))
+        elif kind == "custom":
+            parameters = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+            made.append(_tool({**tool, "parameters": parameters}))
+            kinds[tool["name"]] = ("custom", None)
+        elif kind == "namespace":
+            for inner in tool.get("tools") or []:
+                if isinstance(inner, Mapping) and inner.get("type") == "function":
+                    made.append(_tool(inner))
+                    kinds[inner["name"]] = ("function", str(tool.get("name")))
+        else:
+            logger.info("a tool of type %.40r is not run here and left out", kind)
+    return made, kinds
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(tool.get("name"), str):
-        raise RequestError(f"a tool of type function needs a name, got {str(tool)[:80]!r}")
+        raise RequestError(f"a tool needs a name, got {str(tool)[:80]!r}")
     function = {
         "name": tool["name"],
         "description": tool.get("description") or "",
@@ -140,50 +196,67 @@ def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
+# What was said or done elsewhere, and is no part of a prompt.
+_SKIPPED = (
+    "web_search_call", "file_search_call", "computer_call", "computer_call_output", "image_generation_call",
+    "code_interpreter_call", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "mcp_call",
+)  # fmt: skip
+_CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
+_OUTPUTS = ("function_call_output", "custom_tool_call_output")
+
+
 def turns_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Items as turns that templates read. Raises RequestError for items that cannot be read as such."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     turns: list[dict[str, Any]] = []
     names: dict[str, str] = {}
+    thoughts: list[str] = []
     for number, item in enumerate(given):
-        where, kind = f"input[{number}]", item.get("type", "message")
+        where, kind = f"input[{number}]", item.get("type") or ("message" if "role" in item else "item_reference")
         if kind == "message":
             turns.append({"role": item.get("role"), "content": _content(item.get("content"), where)})
-        elif kind == "function_call":
-            name, call_id = str(item.get("name")), str(item.get("call_id"))
-            names[call_id] = name
-            function = {"name": name, "arguments": item.get("arguments") or "{}"}
-            call = {"id": call_id, "type": "function", "function": function}
-            # Calls in a row are one turn.
-            if turns and turns[-1].get("tool_calls"):
-                turns[-1]["tool_calls"].append(call)
-            else:
-                turns.append({"role": "assistant", "content": "", "tool_calls": [call]})
-        elif kind == "function_call_output":
+        elif kind in _CALLS:
+            _add_call(turns, names, item, kind)
+        elif kind in _OUTPUTS:
             call_id = str(item.get("call_id"))
             if call_id not in names:
                 raise RequestError(f"{where}: call_id {call_id[:60]!r} names no call before it")
             text = _content(item.get("output"), where)
             turns.append({"role": "tool", "tool_call_id": call_id, "name": names[call_id], "content": text})
+        elif kind == "reasoning":
+            thoughts = [str(part.get("text")) for part in item.get("content") or [] if isinstance(part, Mapping)]
+            continue
         elif kind == "item_reference":
             raise RequestError(f"{where}: nothing is stored here that could be referred to; send the item itself")
-        # Reasoning of earlier turns, and calls of tools that run elsewhere, are no part of a prompt.
+        elif kind not in _SKIPPED:
+            raise RequestError(f"{where}: items of type {str(kind)[:40]!r} are not supported here; leave them out")
+        if thoughts and turns and turns[-1]["role"] == "assistant":
+            turns[-1]["reasoning"] = "\n".join(thoughts)
+        thoughts = []
     return turns
 
 
+def _add_call(turns: list[dict[str, Any]], names: dict[str, str], item: Mapping[str, Any], kind: str) -> None:
+    """A call belongs to the turn that the assistant is in. Mutates turns and names."""
+    name, call_id = str(item.get("name")), str(item.get("call_id"))
+    names[call_id] = name
+    arguments = item.get(_CALLS[kind])
+    if kind == "custom_tool_call":
+        arguments = {"input": arguments}
+    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments or "{}"}}
+    if turns and turns[-1]["role"] == "assistant":
+        turns[-1].setdefault("tool_calls", []).append(call)
+    else:
+        turns.append({"role": "assistant", "content": "", "tool_calls": [call]})
+
+
 def _content(given: Any, where: str) -> str:
-    if isinstance(given, str):
-        return given
-    if not isinstance(given, list):
-        raise RequestError(f"{where}: content must be a text or a list of parts, got {str(given)[:80]!r}")
-    texts = []
-    for part in given:
+    for part in given if isinstance(given, list) else []:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in ("input_text", "output_text", "text") or not isinstance(part.get("text"), str):
+        if kind not in ("input_text", "output_text", "text"):
             raise RequestError(f"{where}: parts of type {str(kind)[:40]!r} are not supported here; send text")
-        texts.append(part["text"])
-    return "\n".join(texts)
+    return plain_text(given, where)
 
 
 @dataclass(slots=True)
@@ -191,6 +264,7 @@ class _Items:
     """Output items as they open, grow and close, and the events that say so."""
 
     response_id: str
+    kinds: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
     done: list[dict[str, Any]] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     _kind: str | None = None
@@ -207,14 +281,14 @@ class _Items:
             self.close()
             self._call(bit)
 
-    def close(self) -> None:
+    def close(self, status: str = "completed") -> None:
         """Finish the item that is open. Mutates self."""
         if self._kind is None:
             return
         name, part = _DELTAS[self._kind], _part(self._kind, self._text)
         self._tell(f"response.{name}.done", text=self._text, content_index=0, **self._logprobs())
         self._tell("response.content_part.done", part=part, content_index=0)
-        item = self._item("completed", [part])
+        item = self._item(status, [part])
         self._tell("response.output_item.done", item=item)
         self.done.append(item)
         self._kind, self._text = None, ""
@@ -237,13 +311,21 @@ class _Items:
         return {**head, "status": status, "content": content}
 
     def _call(self, call: ToolCall) -> None:
-        arguments = json.dumps(call.arguments, ensure_ascii=False)
-        item = {"id": self._id("fc"), "type": "function_call", "call_id": self._id("call"), "name": call.name}
-        self._tell("response.output_item.added", item={**item, "arguments": "", "status": "in_progress"})
-        for piece in readable(arguments):
-            self._tell("response.function_call_arguments.delta", delta=piece)
-        self._tell("response.function_call_arguments.done", arguments=arguments, name=call.name)
-        whole = {**item, "arguments": arguments, "status": "completed"}
+        own, namespace = self.kinds.get(call.name, ("function", None))
+        if own == "custom":
+            kind, name, value = "custom_tool_call", "input", str(call.arguments.get("input", ""))
+            told = "response.custom_tool_call_input"
+        else:
+            kind, name, value = "function_call", "arguments", json.dumps(call.arguments, ensure_ascii=False)
+            told = "response.function_call_arguments"
+        item = {"id": self._id("fc"), "type": kind, "call_id": self._id("call"), "name": call.name}
+        if namespace is not None:
+            item["namespace"] = namespace
+        self._tell("response.output_item.added", item={**item, name: "", "status": "in_progress"})
+        for piece in readable(value):
+            self._tell(f"{told}.delta", delta=piece)
+        self._tell(f"{told}.done", **{name: value}, **({"name": call.name} if name == "arguments" else {}))
+        whole = {**item, name: value, "status": "completed"}
         self._tell("response.output_item.done", item=whole)
         self.done.append(whole)
 
@@ -297,12 +379,12 @@ def _response(
         "max_output_tokens": body.max_output_tokens,
         "model": asked.model,
         "output": list(output),
-        "parallel_tool_calls": bool(body.parallel_tool_calls),
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": None,
-        "reasoning": body.reasoning,
+        "reasoning": None if body.reasoning is None else body.reasoning.model_dump(),
         "store": False,
         "temperature": asked.ask.params.temperature,
-        "text": body.text or {"format": {"type": "text"}},
+        "text": {"format": (body.text.format if body.text else None) or {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
         "tools": body.tools or [],
         "top_p": asked.ask.params.top_p,
@@ -312,30 +394,41 @@ def _response(
     }
 
 
-async def _streamed(request: Request, body: ResponsesRequest) -> AsyncIterator[bytes]:
+async def _streamed(request: Request, body: ResponsesRequest) -> AsyncGenerator[bytes, None]:
     server = server_of(request)
     async with server.registry.use(body.model) as lease:
-        asked = _read(body, lease)
-        items, found, number = _Items(asked.id), Written(), 0
+        asked = await lease.read(_read, body, lease)
+        items, found, number = _Items(asked.id, asked.kinds), Written(), 0
 
         def told(kind: str, fields: dict[str, Any]) -> bytes:
             nonlocal number
             number += 1
             return event({"type": kind, "sequence_number": number - 1, **fields}, kind)
 
-        async for _, bit in bits(lease, [asked.ask]):
+        try:
+            async with aclosing(bits(lease, [asked.ask])) as coming:
+                async for _, bit in coming:
+                    if number == 0:
+                        started = {"response": _response(asked, [], "in_progress", None)}
+                        yield told("response.created", started)
+                        yield told("response.in_progress", started)
+                    found.add(bit)
+                    items.take(bit)
+                    if isinstance(bit, Done):
+                        items.close(_status(bit.reply))
+                        server.metrics.count(lease.name, bit.reply)
+                    for kind, fields in items.events:
+                        yield told(kind, fields)
+                    items.events.clear()
+        except PressworkError as error:
             if number == 0:
-                started = {"response": _response(asked, [], "in_progress", None)}
-                yield told("response.created", started)
-                yield told("response.in_progress", started)
-            found.add(bit)
-            items.take(bit)
-            if isinstance(bit, Done):
-                items.close()
-                server.metrics.count(lease.name, bit.reply)
-            for kind, fields in items.events:
-                yield told(kind, fields)
-            items.events.clear()
+                raise
+            # Agents read why a stream ended from this event and from no other.
+            seen = logged(as_http(error), error, request.scope["state"]["request_id"])
+            failed = _response(asked, items.done, "failed", None)
+            failed["error"] = {"code": "server_error", "message": seen.message}
+            yield told("response.failed", {"response": failed})
+            return
         assert found.reply is not None
         status = _status(found.reply)
         yield told(f"response.{status}", {"response": _response(asked, items.done, status, _usage(lease, found))})

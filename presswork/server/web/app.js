@@ -26,7 +26,7 @@ export function settings() {
   const number = (id) => ($(id).value === "" ? undefined : Number($(id).value));
   return {
     model: $("model").value || undefined,
-    max_tokens: number("max-tokens"),
+    max_tokens: number("max-tokens") ?? 256,
     max_denoising_steps: number("steps"),
     temperature: number("temperature"),
     seed: number("seed"),
@@ -118,10 +118,11 @@ async function loadModels() {
 /** Tell how far the default model is, until it is there. */
 async function waitUntilReady() {
   for (;;) {
-    const told = await (await fetch("health")).json().catch(() => ({}));
+    const told = await fetch("health").then((response) => response.json()).catch(() => ({}));
     if (told.status === "ok") return notice("");
     if (told.status === "failed") return notice(told.error);
-    notice(`loading ${told.model}: ${Math.round(100 * (told.progress ?? 0))}%`, true);
+    if (!told.status) notice("The server does not answer.");
+    else notice(`loading ${told.model}: ${Math.round(100 * (told.progress ?? 0))}%`, true);
     await new Promise((resolve) => setTimeout(resolve, 500));
   }
 }

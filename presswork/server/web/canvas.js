@@ -2,6 +2,8 @@
 
 import { element } from "./app.js";
 
+const MOST_FRAMES = 400; // kept for the slider: a long reply has thousands
+
 /** Which shade an entropy in nats has: 0 is ink, 3 is noise. */
 export const shade = (entropy) => (entropy < 0.02 ? 0 : entropy < 0.3 ? 1 : entropy < 1 ? 2 : 3);
 
@@ -33,7 +35,7 @@ export function canvasView() {
     pending = null;
   };
   view.frame = (frame) => {
-    view.frames.push({ ...frame, before: view.written });
+    if (view.frames.length < MOST_FRAMES) view.frames.push({ ...frame, before: view.written });
     if (!pending) requestAnimationFrame(paint);
     pending = frame;
   };

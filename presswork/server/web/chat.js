@@ -9,7 +9,7 @@ const STORE = "presswork.conversations";
 function stored() {
   try {
     const found = JSON.parse(localStorage.getItem(STORE) ?? "[]");
-    return Array.isArray(found) ? found : [];
+    return Array.isArray(found) ? found.filter((one) => Array.isArray(one?.messages)) : [];
   } catch {
     return [];
   }

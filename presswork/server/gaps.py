@@ -1,0 +1,95 @@
+"""A gap between two texts, as the protocols that ask for one want it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from presswork.errors import RequestError
+from presswork.grammar.languages import TextLanguage
+from presswork.server.registry import Lease
+
+_END_OF_TEXT = "<|endoftext|>"  # what some clients send for an empty suffix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """What is to stand between two texts.
+
+    Args:
+        stop: strings that end it; what would follow them is left out.
+        indent: spaces that its lines begin with at least; one with fewer ends it.
+        params: of Engine.fill_gaps.
+    """
+
+    prefix: str
+    suffix: str
+    max_tokens: int
+    stop: Sequence[str] = ()
+    indent: int = 0
+    language: TextLanguage | None = None
+    params: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """Texts for a gap, best first; usage counts the first as many as were asked for."""
+
+    texts: list[str]
+    reasons: list[str]
+    prompt_tokens: int
+    completion_tokens: int
+
+    def usage(self) -> dict[str, int]:
+        """As OpenAI counts."""
+        both = self.prompt_tokens + self.completion_tokens
+        return {
+            "prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "total_tokens": both,
+        }  # fmt: skip
+
+
+def suffix_of(given: str | None) -> str:
+    """A suffix, empty where a client means so."""
+    return "" if given in (None, _END_OF_TEXT) else given or ""
+
+
+def stops_of(given: str | Sequence[str] | None) -> list[str]:
+    """Stop strings as a list."""
+    return [one for one in ([given] if isinstance(given, str) else given or []) if one]
+
+
+async def fill_gap(lease: Lease, gap: Gap, num: int = 1) -> Filled:
+    """So many texts for a gap, the causal mode's likeliest first. Raises RequestError."""
+    if not gap.prefix and not gap.suffix:
+        raise RequestError("there is nothing around the gap; give text before or behind it")
+    return await lease.run(_fill, lease, gap, num)
+
+
+def _fill(lease: Lease, gap: Gap, num: int) -> Filled:
+    params = dict(gap.params)
+    if num > 1:
+        params["num_candidates"] = max(num, params.get("num_candidates", num))
+    reply = lease.model.fill_gaps(
+        [gap.prefix, gap.suffix], max_tokens=gap.max_tokens, gap=gap.language, adapter=lease.adapter, **params
+    )
+    tokenizer = lease.model.tokenizer
+    assert tokenizer is not None
+    texts, reasons, num_tokens = [], [], 0
+    for candidate in reply.candidates[:num]:
+        whole = candidate.texts[0]
+        text = _cut(whole, gap)
+        size = len(tokenizer.encode_plain(whole))
+        num_tokens += size
+        texts.append(text)
+        reasons.append("stop" if text != whole or size < gap.max_tokens else "length")
+    prompt = len(tokenizer.encode_plain(gap.prefix + gap.suffix))
+    return Filled(texts, reasons, prompt, num_tokens)
+
+
+def _cut(text: str, gap: Gap) -> str:
+    for stop in gap.stop:
+        text = text.partition(stop)[0]
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        if number and line.strip() and len(line) - len(line.lstrip(" \t")) < gap.indent:
+            return "\n".join(lines[:number])
+    return text

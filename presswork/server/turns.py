@@ -1,0 +1,46 @@
+"""Conversations as templates take them, out of what clients send."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from presswork.errors import RequestError
+
+_SYSTEM = ("system", "developer")
+
+
+def one_system(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The turns with one system turn at most, which is the first.
+
+    Agents send several, and some in the middle of a conversation; templates refuse that, or make turns of them that no
+    model was trained on. Those at the beginning are joined; what comes later is added to the user turn before it, so
+    that the beginning stays what it was.
+    """
+    found = [dict(turn) for turn in turns]
+    first = next((i for i, turn in enumerate(found) if turn.get("role") not in _SYSTEM), len(found))
+    made: list[dict[str, Any]] = []
+    if first:
+        texts = [plain_text(turn.get("content"), f"messages[{i}]") for i, turn in enumerate(found[:first])]
+        made.append({**found[0], "role": "system", "content": "\n\n".join(texts)})
+    for place, turn in enumerate(found[first:], start=first):
+        if turn.get("role") not in _SYSTEM:
+            made.append(turn)
+            continue
+        text = plain_text(turn.get("content"), f"messages[{place}]")
+        note = f"<system-reminder>\n{text}\n</system-reminder>"
+        if made and made[-1].get("role") == "user":
+            before = plain_text(made[-1].get("content"), f"messages[{place - 1}]")
+            made[-1] = {**made[-1], "content": f"{before}\n\n{note}"}
+        else:
+            made.append({"role": "user", "content": note})
+    return made
+
+
+def plain_text(content: Any, where: str) -> str:
+    """A content that is text, or parts of it. Raises RequestError for anything else."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [None]
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise RequestError(f"{where}.content must be a text or a list of parts of type text")
+    return "\n".join(text for text in texts if text is not None)
