@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from presswork.engine.loader import load
     from presswork.engine.params import SamplingParams
     from presswork.errors import PressworkError
-    from presswork.grammar.languages import Choices, JsonSchema, Regex, ToolCalls, Without
+    from presswork.grammar.languages import Choices, Either, JsonSchema, Regex, ToolCalls, Without
     from presswork.weights.hub import list_models, pull
 
 __version__ = "0.1.0"
@@ -44,6 +44,7 @@ _HOMES = {
     "TokenLogprob": "presswork.engine.events",
     "TokenTrace": "presswork.engine.events",
     "Choices": "presswork.grammar.languages",
+    "Either": "presswork.grammar.languages",
     "JsonSchema": "presswork.grammar.languages",
     "Regex": "presswork.grammar.languages",
     "ToolCalls": "presswork.grammar.languages",
@@ -61,6 +62,7 @@ __all__ = [
     "Done",
     "Draft",
     "EditReply",
+    "Either",
     "Engine",
     "EngineConfig",
     "FillReply",

@@ -57,7 +57,8 @@ class Border:
         except Exception as error:
             if status:
                 raise
-            found = logged(as_http(error), error, request_id)
+            # Whatever became of a body that stops short, its size is the reason.
+            found = body.too_large() if body.is_too_large else logged(as_http(error), error, request_id)
             await _answer(found, path, request_id, named)
         finally:
             took_s = time.perf_counter() - started
@@ -103,17 +104,22 @@ class _Body:
         self.check()
         return message
 
+    @property
+    def is_too_large(self) -> bool:
+        return self._taken > self._most
+
     def check(self) -> None:
         """Raises HttpError where too much has come."""
-        if self._taken > self._most:
-            raise self._too_large()
+        if self.is_too_large:
+            raise self.too_large()
 
     def check_length(self, announced: bytes) -> None:
         """Raises HttpError where too much is announced."""
         if announced.isdigit() and int(announced) > self._most:
-            raise self._too_large()
+            raise self.too_large()
 
-    def _too_large(self) -> HttpError:
+    def too_large(self) -> HttpError:
+        """What a client is told of a body past the most."""
         return HttpError(413, f"the request is larger than {self._most} bytes; send less")
 
 

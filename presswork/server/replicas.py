@@ -4,6 +4,7 @@ Each replica is a process of its own with its own engines. Ray starts them, spre
 another where one died.
 """
 
+import logging
 import signal
 import threading
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def run_replicas(config: ServerConfig, replicas: ReplicaConfig, *, host: str, po
             address=replicas.ray_address or "local",
             log_to_driver=False,
             include_dashboard=False,
-            logging_level="warning",
+            logging_level=logging.WARNING,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(f"Ray cannot be reached or started: {error}") from error

@@ -29,8 +29,15 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
+class _FirstFault(FailFast):
+    """FailFast that may stand in a union, whose members are hashed."""
+
+    def __hash__(self) -> int:
+        return hash(_FirstFault)
+
+
 T = TypeVar("T")
-Listed = Annotated[list[T], FailFast()]
+Listed = Annotated[list[T], _FirstFault()]
 """A list whose first fault is enough: one message for each of a million bad items would fill the memory."""
 
 
@@ -41,9 +48,9 @@ def _of_json(hint: Any) -> Any:
 _hints = get_type_hints(SamplingParams)
 _own = [field.name for field in fields(SamplingParams) if field.name not in _OTHERWISE]
 
-CanvasFields: Any = create_model(
-    "CanvasFields", __base__=Wire, **{name: (_of_json(_hints[name]) | None, None) for name in _own}
-)
+_definitions: Any = {name: (_of_json(_hints[name]) | None, None) for name in _own}
+
+CanvasFields: Any = create_model("CanvasFields", __base__=Wire, **_definitions)
 """A body with every field of SamplingParams that no protocol has an own word for; null is the checkpoint's default."""
 
 

@@ -14,7 +14,7 @@ import presswork
 from presswork.diffusion.constraints import conditioned
 from presswork.engine.engine import Engine, EngineConfig
 from presswork.errors import ConstraintError, GenerationError, RequestError, UnsupportedError
-from presswork.grammar.languages import Choices, JsonSchema, Regex, ToolCalls, Without
+from presswork.grammar.languages import Choices, Either, JsonSchema, Regex, ToolCalls, Without
 from presswork.tasks.code.tokenizer import EOS_ID, SPECIAL, train_tokenizer
 from presswork.tasks.structure.generate import random_regex, random_schema
 from presswork.tasks.text_files import mark_special
@@ -85,6 +85,14 @@ def test_any_schema_is_kept_to_across_canvases(engine, seed, mode):
     reply = engine.generate("def", constraint=language, max_denoising_steps=steps, seed=seed, mode=mode, max_tokens=400)
     checker = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
     checker.validate(json.loads(reply.text))
+
+
+def test_either_of_several_languages_may_be_written(engine):
+    texts = {write(engine, Either([Regex("[0-9]{3}"), Choices(["add", "the"])]), seed=seed).text for seed in range(40)}
+    assert all(re.fullmatch("[0-9]{3}|add|the", text) for text in texts)
+    assert any(text.isdigit() for text in texts) and texts & {"add", "the"}
+    with pytest.raises(ConstraintError, match="languages must be one or more"):
+        Either([])
 
 
 def test_a_text_is_finished_within_max_tokens_even_if_the_model_would_go_on(engine):

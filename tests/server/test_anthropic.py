@@ -6,6 +6,7 @@ import pytest
 
 from presswork.engine.loader import load
 from presswork.errors import RequestError
+from presswork.server.generation import Written
 from presswork.server.routes.anthropic import _Blocks, turns_of
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
@@ -63,6 +64,7 @@ def test_a_stop_sequence_is_named(client):
 
 def test_a_forced_tool_is_used(client):
     for choice in ({"type": "any"}, {"type": "tool", "name": "look"}):
+        choice["disable_parallel_tool_use"] = True
         told = client.messages.create(
             model="tiny", messages=HELLO, max_tokens=60, tools=TOOLS, tool_choice=choice, system="You look."
         )
@@ -88,16 +90,17 @@ def test_turns_of_tools_are_calls_and_results():
             {"type": "text", "text": "so"}, {"type": "tool_use", "id": "t1", "name": "look", "input": {"at": "x"}},
         ]},
         {"role": "user", "content": [
-            {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "seen"}]},
+            {"type": "tool_result", "tool_use_id": "t1", "is_error": True,
+             "content": [{"type": "text", "text": "seen"}]},
             {"type": "text", "text": "and?"},
         ]},
     ]  # fmt: skip
     assert turns_of(given) == [
         {"role": "user", "content": "look"},
-        {"role": "assistant", "content": "so", "tool_calls": [
+        {"role": "assistant", "content": "so", "reasoning": "hm", "tool_calls": [
             {"id": "t1", "type": "function", "function": {"name": "look", "arguments": {"at": "x"}}}
         ]},
-        {"role": "tool", "tool_call_id": "t1", "name": "look", "content": "seen"},
+        {"role": "tool", "tool_call_id": "t1", "name": "look", "content": "Error: seen"},
         {"role": "user", "content": "and?"},
     ]  # fmt: skip
     with pytest.raises(RequestError, match="names no call before it"):
@@ -139,3 +142,36 @@ def test_what_cannot_be_honoured_is_400_in_anthropics_shape(served, body, messag
 def test_more_tokens_than_the_context_has_are_what_it_has_left(client):
     told = client.messages.create(model="tiny", messages=HELLO, max_tokens=20_000, extra_body={"seed": 3})
     assert told.usage.output_tokens > 0
+    assert told.stop_reason in ("end_turn", "model_context_window_exceeded")
+
+
+def test_what_claude_code_sends_is_taken(served, client):
+    body = {
+        "model": "tiny", "max_tokens": 4, "stream": False, "metadata": {"user_id": "u"},
+        "diagnostics": {"previous_message_id": None}, "thinking": {"type": "adaptive"},
+        "output_config": {"effort": "high"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": {"type": "thinking_turns"}}]},
+        "system": [
+            {"type": "text", "text": "x-anthropic-billing-header: cc_version=1; cch=aaaaa;"},
+            {"type": "text", "text": "You add.", "cache_control": {"type": "ephemeral"}},
+        ],
+        "messages": [*HELLO, {"role": "system", "content": "Be brief."}],
+    }  # fmt: skip
+    told = httpx.post(f"{served.url}/v1/messages?beta=true", json=body)
+    assert told.status_code == 200, told.text
+    assert told.headers["request-id"] == told.headers["x-request-id"]
+    # The billing line changes with every request; the prompt must not.
+    counts = []
+    for mark in ("aaaaa", "b"):
+        billing = {"type": "text", "text": f"x-anthropic-billing-header: cch={mark};"}
+        system = [billing, {"type": "text", "text": "You add."}]
+        counts.append(client.messages.count_tokens(model="tiny", messages=HELLO, system=system).input_tokens)
+    assert counts[0] == counts[1]
+
+
+def test_parts_keep_their_order(served):
+    found = Written()
+    for bit in (Piece("text", "a"), ToolCall(name="f", arguments={}), Piece("text", "b"), Piece("text", "c")):
+        found.add(bit)
+    assert found.parts == [Piece("text", "a"), ToolCall(name="f", arguments={}), Piece("text", "bc")]
+    assert found.text == "abc" and len(found.calls) == 1

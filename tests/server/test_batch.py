@@ -10,7 +10,7 @@ from presswork.cli import app as cli
 from presswork.engine.engine import EngineConfig
 from presswork.errors import DataError
 from presswork.server.app import create_app
-from presswork.server.batch import answered, read_batch, run_batch
+from presswork.server.batch import answered, kept_from_others, read_batch, run_batch
 from presswork.server.config import ServerConfig
 
 CHAT = "/v1/chat/completions"
@@ -58,13 +58,32 @@ def test_every_request_gets_one_line_also_those_that_fail(folder, tmp_path):
 
 def test_a_run_goes_on_behind_the_last_whole_line(folder, tmp_path):
     out = tmp_path / "out.jsonl"
-    done = json.dumps({"custom_id": "r0", "response": {}}) + "\n"
-    out.write_text(done + '{"custom_id": "r1", "resp')
-    assert answered(out) == {"r0"} and out.read_text() == done
+    done = json.dumps({"id": "batch_req_1", "custom_id": "r0", "response": {"status_code": 200}})
+    out.write_text(done + '\n{"id": "batch_req_2", "custom_id": "r1", "resp')
+    assert answered(out) == {"r0"} and out.read_text() == done + "\n"
+    out.write_text(done)  # whole, but for the line's end
+    assert answered(out) == {"r0"} and out.read_text() == done + "\n"
     assert answered(tmp_path / "none.jsonl") == set()
-    out.write_text("hello\n")
-    with pytest.raises(DataError, match="not an answer of a batch"):
-        answered(out)
+    for text in ("hello\n", line("a"), '{"notes": ["one", "two"]}', line("a").rstrip()):
+        out.write_text(text)
+        with pytest.raises(DataError, match="an answer of a batch; give another file"):
+            answered(out)
+        assert out.read_text() == text
+
+
+def test_what_failed_for_the_servers_reasons_is_asked_again(tmp_path):
+    out = tmp_path / "out.jsonl"
+    answers = {"a": 200, "b": 400, "c": 429, "d": 503, "e": 500}
+    out.write_text(
+        "".join(json.dumps({"custom_id": n, "response": {"status_code": s}}) + "\n" for n, s in answers.items())
+    )
+    assert answered(out) == {"a", "b"}
+
+
+def test_two_runs_do_not_write_to_one_file(tmp_path):
+    held = kept_from_others(tmp_path / "out")
+    with kept_from_others(tmp_path / "out"), pytest.raises(DataError, match="another run writes"):
+        held.__enter__()
 
 
 def test_answers_that_cannot_be_written_stop_the_run(folder, tmp_path):

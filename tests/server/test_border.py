@@ -1,5 +1,6 @@
 """The server's border: keys, sizes, queues, deadlines, clients that leave, models that come and go."""
 
+import asyncio
 import json
 import threading
 import time
@@ -8,6 +9,8 @@ import httpx
 import pytest
 
 from presswork.engine.engine import EngineConfig
+from presswork.engine.loader import load
+from presswork.server import registry
 from presswork.server.app import Server
 from presswork.server.config import ServerConfig
 from presswork.server.sse import readable
@@ -37,13 +40,15 @@ def test_large_bodies_are_refused_however_they_come(folder):
     with serving(ServerConfig(models={"tiny": str(folder)}, max_body_bytes=1000)) as served:
         body = json.dumps({"messages": [{"role": "user", "content": "x" * 2000}]}).encode()
         url, kind = f"{served.url}/v1/chat/completions", {"content-type": "application/json"}
-        assert httpx.post(url, content=body, headers=kind).status_code == 413
+        told = httpx.post(url, content=body, headers=kind)
+        assert told.status_code == 413 and told.headers["x-request-id"].startswith("req_")
 
         def pieces():
             for start in range(0, len(body), 100):
                 yield body[start : start + 100]
 
-        assert httpx.post(url, content=pieces(), headers=kind).status_code == 413
+        told = httpx.post(url, content=pieces(), headers=kind)
+        assert told.status_code == 413 and told.headers["x-request-id"].startswith("req_")
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"", b'"x"', b"null", b'{"messages": "' + b"[" * 5000])
@@ -157,10 +162,64 @@ def test_memory_is_shared_by_unloading_what_is_idle(folder):
 def test_a_model_that_cannot_be_loaded_says_so_and_the_others_serve(folder, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     server = Server(ServerConfig(models={"bad": str(tmp_path), "tiny": str(folder)}))
-    import asyncio
-
     asyncio.run(server.load_default())
-    assert not server.is_ready and server.failure
+    assert not server.is_ready and server.has_failed
+
+
+def test_a_load_goes_on_when_those_that_wait_leave_and_is_done_once(folder, monkeypatch):
+    loads = []
+
+    def slowly(source, **options):
+        loads.append(source)
+        time.sleep(0.5)
+        return load(source, **options)
+
+    monkeypatch.setattr(registry, "load", slowly)
+
+    async def run():
+        models = registry.ModelRegistry(ServerConfig(models={"tiny": str(folder)}))
+
+        async def ask():
+            async with models.use("tiny") as lease:
+                return lease.name
+
+        for _ in range(2):
+            task = asyncio.ensure_future(ask())
+            await asyncio.sleep(0.1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert await ask() == "tiny"
+        await models.close()
+
+    asyncio.run(run())
+    assert len(loads) == 1
+
+
+def test_a_model_that_is_not_there_yet_is_listed_without_its_window(folder):
+    with serving(ServerConfig(models={"tiny": str(folder), "far": "nobody/nothing"})) as served:
+        found = {one["id"]: one for one in httpx.get(f"{served.url}/v1/models").json()["data"]}
+        assert "context_length" in found["tiny"] and "context_length" not in found["far"]
+
+
+def test_a_local_server_answers_to_its_own_names_alone(folder):
+    with serving(ServerConfig(models={"tiny": str(folder)}, is_local=True)) as served:
+        port = served.url.rpartition(":")[2]
+        for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "localhost"):
+            assert httpx.get(f"{served.url}/version", headers={"host": host}).status_code == 200
+        told = httpx.get(f"{served.url}/version", headers={"host": f"evil.example:{port}"})
+        assert told.status_code == 400 and "localhost alone" in told.json()["error"]["message"]
+
+
+def test_an_allowed_page_can_read_what_the_border_refuses(folder):
+    config = ServerConfig(models={"tiny": str(folder)}, api_keys=("one",), cors_origins=("https://page.example",))
+    with serving(config) as served:
+        headers = {"origin": "https://page.example"}
+        told = httpx.get(f"{served.url}/v1/models", headers=headers)
+        assert told.status_code == 401 and told.headers["access-control-allow-origin"] == "https://page.example"
+        preflight = {**headers, "access-control-request-method": "POST"}
+        assert httpx.options(f"{served.url}/v1/models", headers=preflight).status_code == 200
+        other = httpx.get(f"{served.url}/v1/models", headers={"origin": "https://other.example"})
+        assert "access-control-allow-origin" not in other.headers
 
 
 def test_tokens_there_and_back(served):

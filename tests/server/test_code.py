@@ -1,11 +1,13 @@
 """What editors send is answered as they expect: fill in the middle, next edit, apply."""
 
 import json
+import time
 
 import httpx
 import pytest
 
 from presswork.errors import RequestError
+from presswork.server.gaps import Gap, _cut
 from presswork.server.next_edit import read_next_edit
 
 NEXT_EDIT = """<|recently_viewed_code_snippets|>
@@ -59,9 +61,32 @@ def test_a_llama_vim_infill_has_the_fields_it_reads(served):
         "response_fields": ["content", "truncated", "tokens_predicted", "timings/prompt_n"],
     }  # fmt: skip
     told = post(served, "/infill", body).json()
-    assert set(told) == {"content", "truncated", "tokens_predicted"} and told["truncated"] is False
+    assert set(told) == {"content", "truncated", "tokens_predicted", "prompt_n"} and told["truncated"] is False
     warmed = post(served, "/infill", {**body, "n_predict": 0, "response_fields": None}).json()
     assert warmed["content"] == "" and warmed["stop"] is True
+
+
+def test_a_llama_vscode_infill_gets_as_many_texts_as_it_asks_for(served):
+    body = {"input_prefix": "def add(a, b):\n", "input_suffix": "\n", "n_predict": 6, "n_cmpl": 3, "lora": []}
+    told = post(served, "/infill", body).json()
+    assert [one["index"] for one in told] == [0, 1, 2]
+    assert told[0]["generation_settings"]["n_ctx"] == 512 and told[0]["timings"]["predicted_n"] >= 0
+    assert post(served, "/infill", {**body, "lora": [{"id": 0}]}).status_code == 400
+
+
+def test_lines_with_less_indentation_than_asked_end_a_gap():
+    def cut(text, **more):
+        return _cut(text, Gap(prefix="a", suffix="b", max_tokens=9, params={}, **more))
+
+    assert cut("x = 1\n    y\n\n    z\nq", indent=4) == "x = 1\n    y\n\n    z"
+    assert cut("one STOP two", stop=("STOP",)) == "one "
+
+
+def test_taking_a_next_edit_apart_is_linear():
+    started = time.perf_counter()
+    with pytest.raises(RequestError):
+        read_next_edit("<|current_file_content|>" * 200_000)
+    assert time.perf_counter() - started < 1
 
 
 def test_a_next_edit_rewrites_the_region_alone(served):

@@ -8,6 +8,9 @@ import pytest
 
 from presswork.engine.engine import Engine
 from presswork.engine.loader import load
+from presswork.grammar.languages import Either, JsonSchema, ToolCalls
+from presswork.server.constraints import or_calls
+from presswork.server.turns import one_system
 
 HELLO = [{"role": "user", "content": "def add"}]
 TOOLS = [
@@ -83,7 +86,10 @@ def test_required_tools_are_called_and_their_arguments_are_json(client):
         ("required", {"look", "stop"}),
         ({"type": "function", "function": {"name": "look"}}, {"look"}),
     ):
-        ask = dict(model="tiny", messages=HELLO, tools=TOOLS, tool_choice=choice, max_tokens=60, seed=1)
+        ask = dict(
+            model="tiny", messages=HELLO, tools=TOOLS, tool_choice=choice, max_tokens=60, seed=1,
+            parallel_tool_calls=False,
+        )  # fmt: skip
         whole = client.chat.completions.create(**ask)
         (call,) = whole.choices[0].message.tool_calls
         assert whole.choices[0].finish_reason == "tool_calls" and whole.choices[0].message.content is None
@@ -217,7 +223,12 @@ def test_a_stream_of_several_prompts_says_what_the_whole_says(client):
         ({"messages": HELLO, "reasoning_effort": "huge"}, "reasoning_effort must be one of"),
         ({"messages": []}, "messages"),
         ({}, "messages is missing"),
-        ({"messages": HELLO, "max_tokens": 10**9}, "max_tokens"),
+        ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
+        ({"messages": HELLO, "max_tokens": 5, "n_predict": 6}, "differ"),
+        ({"messages": HELLO, "stop": ["x"] * 65}, "stop takes at most 64"),
+        ({"messages": HELLO, "stop": "x" * 1001}, "stop takes at most 64 strings of 1000"),
+        ({"messages": HELLO, "max_denoising_steps": 10**6}, "max_denoising_steps must be at most"),
+        ({"messages": [1] * 1000}, "messages.0"),
         ({"messages": HELLO, "mode": "ar", "canvas_length": 4}, "canvas_length must be none"),
     ],
 )  # fmt: skip
@@ -241,3 +252,84 @@ def test_thinking_is_asked_for_by_request(client, engine):
     plain = prompt_tokens()
     assert prompt_tokens(reasoning_effort="high") > plain == prompt_tokens(reasoning_effort="none")
     assert prompt_tokens(extra_body={"chat_template_kwargs": {"enable_thinking": True}}) > plain
+
+
+def test_several_calls_may_be_forced_and_have_places_of_their_own(client):
+    told = client.chat.completions.create(
+        model="tiny", messages=HELLO, tools=TOOLS, tool_choice="required", max_tokens=120, seed=4
+    )
+    calls = told.choices[0].message.tool_calls
+    assert 1 <= len(calls) <= 4 and len({call.id for call in calls}) == len(calls)
+
+
+def test_a_form_beside_tools_allows_calls_too(client):
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    form = JsonSchema(schema)
+    found = or_calls(form, TOOLS, "auto", is_parallel=False)
+    assert isinstance(found, Either) and found.languages == (form, ToolCalls(TOOLS, max_calls=1))
+    assert or_calls(form, TOOLS, "none", is_parallel=False) is or_calls(form, [], None, is_parallel=True) is form
+    told = client.chat.completions.create(
+        model="tiny", messages=HELLO, tools=TOOLS, max_tokens=60,
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    )  # fmt: skip
+    message = told.choices[0].message
+    assert message.tool_calls or isinstance(json.loads(message.content)["n"], int)
+
+
+def test_more_tokens_than_the_context_leaves_are_what_it_leaves(client):
+    told = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_tokens=100_000, seed=1, extra_body={"ignore_eos": True}
+    )
+    assert told.choices[0].finish_reason == "length" and told.usage.total_tokens == 512
+
+
+def test_a_prompt_that_is_too_long_is_told_in_the_words_agents_know(served):
+    long = [{"role": "user", "content": "def add " * 400}]
+    told = httpx.post(f"{served.url}/v1/chat/completions", json={"messages": long}).json()["error"]
+    assert told["code"] == "context_length_exceeded" and "maximum context length is 512 tokens" in told["message"]
+    told = httpx.post(f"{served.url}/v1/messages", json={"messages": long, "max_tokens": 5}).json()["error"]
+    assert told["message"].startswith("prompt is too long: ")
+
+
+def test_one_system_turn_reaches_the_template():
+    turns = [
+        {"role": "system", "content": "A"}, {"role": "developer", "content": [{"type": "text", "text": "B"}]},
+        {"role": "user", "content": "hi"}, {"role": "system", "content": "C"}, {"role": "assistant", "content": "x"},
+        {"role": "developer", "content": "D"},
+    ]  # fmt: skip
+    assert one_system(turns) == [
+        {"role": "system", "content": "A\n\nB"},
+        {"role": "user", "content": "hi\n\n<system-reminder>\nC\n</system-reminder>"},
+        {"role": "assistant", "content": "x"},
+        {"role": "user", "content": "<system-reminder>\nD\n</system-reminder>"},
+    ]
+    assert one_system([{"role": "user", "content": "hi"}]) == [{"role": "user", "content": "hi"}]
+
+
+def test_what_editors_send_to_chat_is_taken(served):
+    body = {
+        "messages": HELLO, "id_slot": 0, "min_p": 0.1, "temperature": 0.1, "samplers": ["min_p"], "cache_prompt": True,
+        "n_predict": 0, "response_fields": ["usage"], "stream": False,
+    }  # fmt: skip
+    told = httpx.post(f"{served.url}/v1/chat/completions", json=body).json()
+    assert set(told) == {"usage"} and told["usage"]["completion_tokens"] == 0
+    told = httpx.post(f"{served.url}/v1/chat/completions", json={**body, "n_predict": 5, "seed": -1}).json()
+    assert told["usage"]["completion_tokens"] <= 5
+    rendered = httpx.post(f"{served.url}/apply-template", json={"messages": HELLO}).json()["prompt"]
+    assert "user: def add" in rendered
+
+
+def test_completions_fill_with_stops_as_continue_asks(served):
+    body = {
+        "prompt": "def add(", "suffix": "):\n    return", "max_tokens": 8, "stop": ["\n\n", "\n \n"], "stream": True,
+        "presence_penalty": 1.5, "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    told = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).text
+    lines = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
+    assert lines[-1]["choices"] == [] and lines[-1]["usage"]["prompt_tokens"] > 0
+    assert "\n\n" not in "".join(line["choices"][0]["text"] for line in lines[:-1])
+    plain = {"prompt": "def add", "max_tokens": 6, "seed": 3}
+    expected = httpx.post(f"{served.url}/v1/completions", json=plain).json()["choices"]
+    for suffix in ("", "<|endoftext|>"):
+        asked = {**plain, "suffix": suffix, "echo": False, "stop": ["zzz"]}
+        assert httpx.post(f"{served.url}/v1/completions", json=asked).json()["choices"] == expected

@@ -7,7 +7,8 @@ import openai
 import pytest
 
 from presswork.engine.loader import load
-from presswork.errors import RequestError
+from presswork.errors import NonFiniteError, RequestError
+from presswork.server.routes import responses
 from presswork.server.routes.responses import _Items, turns_of
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
@@ -67,7 +68,8 @@ def test_items_are_turns():
     given = [
         {"role": "developer", "content": [{"type": "input_text", "text": "You look."}]},
         {"type": "message", "role": "user", "content": "look"},
-        {"type": "reasoning", "summary": []},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
         {"type": "function_call", "call_id": "c1", "name": "look", "arguments": '{"at": "x"}'},
         {"type": "function_call", "call_id": "c2", "name": "look", "arguments": '{"at": "y"}'},
         {"type": "function_call_output", "call_id": "c1", "output": "seen"},
@@ -76,11 +78,14 @@ def test_items_are_turns():
     turns = turns_of(given)
     assert [turn["role"] for turn in turns] == ["developer", "user", "assistant", "tool"]
     assert [call["id"] for call in turns[2]["tool_calls"]] == ["c1", "c2"]
+    assert turns[2]["content"] == "I look." and turns[2]["reasoning"] == "hm"
     assert turns[3] == {"role": "tool", "tool_call_id": "c1", "name": "look", "content": "seen"}
     for bad, message in (
         ({"type": "item_reference", "id": "x"}, "nothing is stored"),
         ({"type": "function_call_output", "call_id": "c", "output": ""}, "names no call"),
         ({"role": "user", "content": [{"type": "input_image"}]}, "'input_image' are not supported"),
+        ({"type": None, "id": "msg_1"}, "nothing is stored"),
+        ({"type": "compaction"}, "items of type 'compaction'"),
     ):
         with pytest.raises(RequestError, match=message):
             turns_of([bad])
@@ -111,3 +116,35 @@ def test_items_open_grow_and_close_in_order():
 def test_what_cannot_be_honoured_is_400_and_named(served, body, message):
     told = httpx.post(f"{served.url}/v1/responses", json=body)
     assert told.status_code == 400 and message in told.json()["error"]["message"]
+
+
+def test_namespaces_and_custom_tools_are_called_by_their_own_names(client):
+    inner = {**TOOL, "name": "search"}
+    for tools, kind in (
+        ([{"type": "namespace", "name": "docs", "tools": [inner]}], "function_call"),
+        ([{"type": "custom", "name": "patch", "description": "x"}], "custom_tool_call"),
+    ):
+        ask = dict(
+            model="tiny", input="def", tools=tools, tool_choice="required", max_output_tokens=80,
+            parallel_tool_calls=False, extra_body={"seed": 3},
+        )  # fmt: skip
+        (item,) = client.responses.create(**ask).output
+        assert item.type == kind
+        if kind == "function_call":
+            assert item.name == "search" and item.namespace == "docs"
+        else:
+            assert item.name == "patch" and isinstance(item.input, str)
+        last = list(client.responses.create(**ask, stream=True))[-1].response.output[0]
+        assert last.type == kind and last.name == item.name
+
+
+def test_an_error_in_the_middle_ends_the_response_as_failed(served, monkeypatch):
+    async def broken(lease, asks):
+        yield 0, Piece("text", "so ")
+        raise NonFiniteError("the model produced NaN")
+
+    monkeypatch.setattr(responses, "bits", broken)
+    told = httpx.post(f"{served.url}/v1/responses", json={"input": "a", "stream": True}).text
+    events = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
+    assert events[-1]["type"] == "response.failed" and events[-1]["response"]["error"]["message"]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))

@@ -29,6 +29,13 @@ def put_together(parts: list[Piece | ToolCall]) -> tuple[str, str, list[ToolCall
     return text, reasoning, [part for part in parts if isinstance(part, ToolCall)]
 
 
+def without_open_call(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """Tokens up to a last call that is never closed, which is neither call nor text."""
+    opening, closing = (tokenizer.id_of(mark) for mark in MARKS[:2])
+    last = max((i for i, token in enumerate(ids) if token == opening), default=len(ids))
+    return ids if closing in ids[last:] else ids[:last]
+
+
 def test_parts_are_those_of_the_whole_reply(gemma: Tokenizer) -> None:
     rng = random.Random(3)
     marks = [gemma.id_of(mark) for mark in MARKS]
@@ -40,7 +47,7 @@ def test_parts_are_those_of_the_whole_reply(gemma: Tokenizer) -> None:
         for _ in range(rng.randrange(12)):
             ids += rng.choice([[rng.choice(marks)], rng.choice(whole), [rng.choice(syntax)], [rng.choice(syntax)]])
         reasoning, answer = split_reasoning(ids, gemma)
-        calls, rest = parse_tool_calls(answer, gemma)
+        calls, rest = parse_tool_calls(without_open_call(answer, gemma), gemma)
         expected = gemma.decode(rest), gemma.decode(reasoning or []), calls
         assert put_together(read(PartReader(gemma), ids, rng)) == expected
         seen_calls, seen_reasoning = seen_calls + len(calls), seen_reasoning + bool(reasoning)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from presswork.ops.vocab_head.candidates import Candidates, candidate_limits, filtered_rows, read_in_parts
 from presswork.ops.vocab_head.classes import ClassWeights
-from presswork.ops.vocab_head.reading import LogitEdits, Query, Reading, concatenate
+from presswork.ops.vocab_head.reading import EditGroup, LogitEdits, Query, Reading, concatenate
 from presswork.ops.vocab_head.totals import Totals, to_reading
 
 TILE = 8192

@@ -149,10 +149,11 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     async def answer() -> Response:
         async with server.registry.use(body.model) as lease:
             asked = await lease.read(read_chat, body, lease)
+            found: list[Written] = []
             if body.n_predict == 0:
                 await warm(lease, asked.asks[0].prompt_ids)
-                return JSONResponse(_completion(asked, [], lease))
-            found = await written(lease, asked.asks)
+            else:
+                found = await written(lease, asked.asks)
             for one in found:
                 assert one.reply is not None
                 server.metrics.count(lease.name, one.reply)
