@@ -85,6 +85,13 @@ def apply_threads(settings: Settings) -> None:
         raise ConfigError(f"{settings.threads} threads cannot be had: {error}") from error
 
 
+def num_threads() -> int:
+    """Threads of tensor work."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 @contextmanager
 def loading_bar(model: str) -> Iterator[Progress | None]:
     """A bar on standard error that appears for large models on a terminal."""

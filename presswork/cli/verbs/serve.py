@@ -2,76 +2,73 @@
 
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from presswork.cli.model import apply_threads
+from presswork.cli.model import apply_threads, num_threads
 from presswork.cli.options import DeviceOption, DtypeOption
 from presswork.cli.output import note
 from presswork.engine.engine import EngineConfig
 from presswork.errors import ConfigError
 from presswork.weights.hub import embedded_names
 
+if TYPE_CHECKING:
+    from presswork.server.config import ServerConfig
+    from presswork.server.replicas import ReplicaConfig
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 _DRAIN_S = 30
+
+_Models = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME=]MODEL...", show_default=False,
+        help="Embedded models' names, folders or Hub ids; the first is the default. None serves the embedded ones.",
+    ),
+]  # fmt: skip
+_Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")]
+_Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)]
+_Keys = Annotated[list[str] | None, typer.Option(help="Requests must carry one of these keys.", show_default=False)]
+_KeyFile = Annotated[Path | None, typer.Option(help="A file of such keys, one a line.", show_default=False)]
+_Adapters = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[MODEL:]NAME=FOLDER", help="An adapter, asked for as MODEL:NAME.", show_default=False),
+]
+_Memory = Annotated[float | None, typer.Option(help="For all loaded models' weights together.", min=0)]
+_Idle = Annotated[float | None, typer.Option(help="Unload a model after so many seconds without a request.", min=0)]
+_Context = Annotated[int | None, typer.Option(help="Positions of a sequence; the model's by default.", min=1)]
+_Running = Annotated[int, typer.Option(help="Requests that share passes.", min=1)]
+_Waiting = Annotated[int, typer.Option(help="Requests that may wait; one more gets 429.", min=1)]
+_Deadline = Annotated[float | None, typer.Option(help="Seconds a request may take, queue included.", min=0)]
+_Origins = Annotated[list[str] | None, typer.Option(help="Origins whose pages may call; * is any.", show_default=False)]
+_Replicas = Annotated[int | None, typer.Option(help="Run so many servers behind one address, with Ray.", min=1)]
+_MostReplicas = Annotated[int | None, typer.Option(help="As many replicas as requests ask for.", min=1)]
+_ReplicaCpus = Annotated[int | None, typer.Option(help="Cores of a replica; this machine's, shared out.", min=1)]
+_Ray = Annotated[str | None, typer.Option(help="Of a running Ray cluster, or auto; none starts one here.")]
 
 
 @app.command()
 def serve(
     context: typer.Context,
-    models: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[NAME=]MODEL...",
-            show_default=False,
-            help="Embedded models' names, folders or Hub ids; the first is the default. None serves the embedded ones.",
-        ),
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one of this machine.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
-    api_key: Annotated[
-        list[str] | None, typer.Option(help="Requests must carry one of these keys.", show_default=False)
-    ] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="A file of such keys, one a line.", show_default=False)
-    ] = None,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[MODEL:]NAME=FOLDER", help="An adapter, asked for as MODEL:NAME.", show_default=False),
-    ] = None,
-    memory_gib: Annotated[
-        float | None, typer.Option(help="For all loaded models' weights together.", min=0, show_default=False)
-    ] = None,
-    idle_s: Annotated[
-        float | None, typer.Option(help="Unload a model after so many seconds without a request.", min=0)
-    ] = None,
-    max_context: Annotated[
-        int | None, typer.Option(help="Positions of a sequence; the model's by default.", min=1)
-    ] = None,
-    max_running: Annotated[int, typer.Option(help="Requests that share passes.", min=1)] = 32,
-    max_waiting: Annotated[int, typer.Option(help="Requests that may wait; one more gets 429.", min=1)] = 1024,
-    deadline_s: Annotated[
-        float | None, typer.Option(help="A request may take, queue included.", min=0, show_default=False)
-    ] = None,
-    cors_origin: Annotated[
-        list[str] | None, typer.Option(help="Origins whose pages may call; * is any.", show_default=False)
-    ] = None,
-    replicas: Annotated[
-        int | None, typer.Option(help="Run so many servers behind one address, with Ray.", min=1, show_default=False)
-    ] = None,
-    max_replicas: Annotated[
-        int | None, typer.Option(help="As many replicas as requests ask for.", min=1, show_default=False)
-    ] = None,
-    replica_cpus: Annotated[
-        int | None, typer.Option(help="Cores of a replica; this machine's, shared out, by default.", min=1)
-    ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(help="Of a running Ray cluster, or auto; none starts one here.", show_default=False)
-    ] = None,
+    models: _Models = None,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    api_key: _Keys = None,
+    api_key_file: _KeyFile = None,
+    adapter: _Adapters = None,
+    memory_gib: _Memory = None,
+    idle_s: _Idle = None,
+    max_context: _Context = None,
+    max_running: _Running = 32,
+    max_waiting: _Waiting = 1024,
+    deadline_s: _Deadline = None,
+    cors_origin: _Origins = None,
+    replicas: _Replicas = None,
+    max_replicas: _MostReplicas = None,
+    replica_cpus: _ReplicaCpus = None,
+    ray_address: _Ray = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
 ) -> None:
@@ -86,52 +83,58 @@ def serve(
       presswork serve code=runs/code/model sudoku --adapter code:docs=runs/lora/adapter
       presswork serve FOLDER --replicas 2 --max-replicas 8 --ray-address auto
     """
-    import torch
-    import uvicorn
-
-    from presswork.server.app import create_app
     from presswork.server.config import ServerConfig
-    from presswork.server.replicas import ReplicaConfig, run_replicas
+    from presswork.server.replicas import ReplicaConfig
 
     apply_threads(context.obj)
     named = named_models(models)
     config = ServerConfig(
-        models=named,
-        adapters=_adapters(adapter or [], next(iter(named))),
-        device=device,
-        dtype=dtype,
+        models=named, adapters=_adapters(adapter or [], next(iter(named))), device=device, dtype=dtype,
         engine=EngineConfig(max_running=max_running, max_waiting=max_waiting, max_context=max_context),
-        memory_bytes=None if memory_gib is None else int(memory_gib * 2**30),
-        idle_s=idle_s,
-        is_local=_is_local(host),
-        api_keys=_keys(api_key or [], api_key_file),
-        deadline_s=deadline_s,
-        cors_origins=tuple(cors_origin or ()),
-    )
-    if replicas is not None:
-        shared = ReplicaConfig(
-            num_replicas=replicas,
-            max_replicas=max_replicas,
-            num_cpus=replica_cpus or max(1, torch.get_num_threads() // replicas),
-            ray_address=ray_address,
-        )
-        _listener(host, port).close()
-        note(f"serving {', '.join(named)} at http://{host}:{port} with {replicas} replicas")
-        run_replicas(config, shared, host=host, port=port)
+        memory_bytes=None if memory_gib is None else int(memory_gib * 2**30), idle_s=idle_s, is_local=_is_local(host),
+        api_keys=_keys(api_key or [], api_key_file), deadline_s=deadline_s, cors_origins=tuple(cors_origin or ()),
+    )  # fmt: skip
+    if replicas is None:
+        if max_replicas is not None or replica_cpus is not None or ray_address is not None:
+            raise ConfigError("--max-replicas, --replica-cpus and --ray-address are about replicas: give --replicas")
+        _serve_here(config, host, port)
         return
-    if max_replicas is not None or replica_cpus is not None or ray_address is not None:
-        raise ConfigError("--max-replicas, --replica-cpus and --ray-address are about replicas: give --replicas too")
+    shared = ReplicaConfig(
+        num_replicas=replicas, max_replicas=max_replicas, ray_address=ray_address,
+        num_cpus=replica_cpus or max(1, num_threads() // replicas),
+    )  # fmt: skip
+    _serve_replicas(config, shared, host, port)
+
+
+def _serve_here(config: "ServerConfig", host: str, port: int) -> None:
+    """One server, in this process."""
+    import uvicorn
+
+    from presswork.server.app import create_app
+
     listener = _listener(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    note(f"serving {', '.join(named)} at http://{shown}:{listener.getsockname()[1]}")
-    if not config.is_local and not config.api_keys:
-        note("anybody who reaches this address may use it: there is no API key (--api-key-file)")
+    _say(config, host, listener.getsockname()[1], "")
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(config), log_config=None, access_log=False, timeout_graceful_shutdown=_DRAIN_S, lifespan="on"
         )
     )
     server.run(sockets=[listener])
+
+
+def _serve_replicas(config: "ServerConfig", replicas: "ReplicaConfig", host: str, port: int) -> None:
+    from presswork.server.replicas import run_replicas
+
+    _listener(host, port).close()
+    _say(config, host, port, f" with {replicas.num_replicas} replicas")
+    run_replicas(config, replicas, host=host, port=port)
+
+
+def _say(config: "ServerConfig", host: str, port: int, how: str) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    note(f"serving {', '.join(config.models)}{how} at http://{shown}:{port}")
+    if not config.is_local and not config.api_keys:
+        note("anybody who reaches this address may use it: there is no API key (--api-key-file)")
 
 
 def _is_local(host: str) -> bool:

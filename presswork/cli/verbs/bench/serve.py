@@ -73,7 +73,7 @@ def _print(report: dict[str, Any]) -> None:
     note(f"{report['num_ok']} of {report['num']} requests answered in {report['wall_s']:.1f} s")
     for error, count in report["errors"].items():
         note(f"{count} times: {error}")
-    rows = [("SECONDS", "P50", "P90", "P99", "MEAN")]
+    rows: list[tuple[str, ...]] = [("SECONDS", "P50", "P90", "P99", "MEAN")]
     for name, label in (("first_text_s", "first text"), ("latency_s", "whole reply")):
         found = report[name]
         shown = ("-",) * 4 if found is None else tuple(f"{found[key]:.3f}" for key in ("p50", "p90", "p99", "mean"))

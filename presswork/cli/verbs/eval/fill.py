@@ -52,7 +52,7 @@ def fill(
     if as_json:
         print_json({"model": model, "seed": seed, "gap_tokens": gap_tokens, **parts})
         return
-    rows = [("MODE", "NUM", "EXACT", "PRESERVED", "STEPS", "SECONDS")]
+    rows: list[tuple[str, ...]] = [("MODE", "NUM", "EXACT", "PRESERVED", "STEPS", "SECONDS")]
     for name, found in parts.items():
         shares = (f"{found[share]:.1%}" for share in ("exact", "preserved"))
         rows.append((name, str(found["num"]), *shares, f"{found['mean_steps']:.1f}", f"{found['wall_s']:.1f}"))
