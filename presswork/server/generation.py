@@ -148,20 +148,21 @@ async def _bits(lease: Lease, ask: Ask) -> AsyncGenerator[Bit, None]:
 
 
 async def _all_bits(lease: Lease, ask: Ask) -> AsyncGenerator[Bit, None]:
-    reader, committed = _reader(lease, ask), []
+    reader, text = _reader(lease, ask), ""
     events = lease.engine.stream(ask.prompt_ids, ask.params, drafts=ask.wants_drafts)
     try:
         async for event in events:
             if isinstance(event, Draft):
                 yield event
-                if ask.wants_states:
-                    yield State(_state(lease, ask, [*committed, *event.token_ids]))
+                if ask.wants_states and reader is not None:
+                    ends = (i for i, token in enumerate(event.token_ids) if token in lease.model.end_ids)
+                    yield State(text + reader.preview(event.token_ids[: next(ends, None)]))
             elif isinstance(event, Commit):
-                committed += event.token_ids if ask.wants_states else []
                 if event.logprobs:
                     yield Logprobs(event.logprobs)
                 if reader is not None:
                     for bit in reader.push(event.token_ids):
+                        text += bit.text if isinstance(bit, Piece) and bit.kind == "text" else ""
                         yield bit
                 elif event.text:
                     yield Piece("text", event.text)
@@ -191,15 +192,6 @@ def _reader(lease: Lease, ask: Ask) -> PartReader | None:
     if not ask.is_chat or tokenizer is None:
         return None
     return PartReader(tokenizer, ask.params.stop, is_continuation=ask.params.constraint is not None)
-
-
-def _state(lease: Lease, ask: Ask, ids: Sequence[int]) -> str:
-    """The text of tokens up to the first that ends a reply."""
-    reader = _reader(lease, ask)
-    assert reader is not None
-    stop = next((i for i, token in enumerate(ids) if token in lease.model.end_ids), len(ids))
-    found = reader.push(ids[:stop]) + reader.flush()
-    return "".join(bit.text for bit in found if isinstance(bit, Piece) and bit.kind == "text")
 
 
 async def warm(lease: Lease, prompt_ids: Sequence[int]) -> None:

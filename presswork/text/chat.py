@@ -1,6 +1,7 @@
 """Rendering chat messages into a prompt with the template that came with the checkpoint."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -12,6 +13,8 @@ from presswork.errors import CheckpointError, RequestError, TemplateError, Unsup
 from presswork.text.files import read_json_object, read_text
 from presswork.text.sandbox import RefusedByTemplate, TemplateEnvironment
 from presswork.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 # What foreign template code may raise while it runs: jinja2's own errors and those of Python's operators.
 _RENDER_FAULTS = (
@@ -132,10 +135,11 @@ class ChatTemplate:
         if isinstance(error, RefusedByTemplate):
             return TemplateError(f"messages: refused by the chat template ({_one_line(error)}); change the messages")
         if isinstance(error, SecurityError):
-            return TemplateError(f"{self._origin}: the chat template did something unsafe ({_one_line(error)})")
+            return TemplateError(f"the chat template did something unsafe ({_one_line(error)})")
         what = f"{type(error).__name__}: {_one_line(error)}"
+        logger.info("%s failed on messages: %s", self._origin, what)
         return TemplateError(
-            f"{self._origin}: the chat template failed on these messages ({what}); check their fields, or the template"
+            f"the chat template failed on these messages ({what}); check their fields, or the template"
         )
 
 

@@ -4,6 +4,7 @@ What comes out, put together, is what `split_reasoning` and `parse_tool_calls` f
 (tests/text/test_parts.py), however the tokens were split.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -68,6 +69,13 @@ class PartReader:
             else:
                 self._reason(token)
         return self._taken()
+
+    def preview(self, ids: Iterable[int]) -> str:
+        """The text that these tokens would add if they were the last; self stays as it is."""
+        # The tokenizer is shared, not copied.
+        twin = copy.deepcopy(self, {id(self._tokenizer): self._tokenizer})
+        found = twin.push(ids) + twin.flush()
+        return "".join(part.text for part in found if isinstance(part, Piece) and part.kind == "text")
 
     def flush(self) -> list[Piece | ToolCall]:
         """What was held back; call once, at the end. A call that was never closed is nothing. Mutates self."""

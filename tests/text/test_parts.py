@@ -72,6 +72,17 @@ def test_a_channels_name_is_never_shown(gemma: Tokenizer) -> None:
     assert put_together(shown + reader.flush()) == ("It is b.", "it is b", [])
 
 
+def test_a_preview_is_what_would_come_and_changes_nothing(gemma: Tokenizer) -> None:
+    ids = encode(gemma, "<|channel>thought\nhm<channel|>one é日 two<|tool_call>call:f{x:1}<tool_call|>three")
+    for split in range(len(ids)):
+        reader, twin = PartReader(gemma), PartReader(gemma)
+        shown, same = reader.push(ids[:split]), twin.push(ids[:split])
+        coming = reader.preview(ids[split:])
+        rest = twin.push(ids[split:]) + twin.flush()
+        assert coming == put_together(rest)[0]
+        assert put_together(shown + reader.push(ids[split:]) + reader.flush()) == put_together(same + rest)
+
+
 def test_stop_strings_end_the_text_and_never_show_in_part(gemma: Tokenizer) -> None:
     ids = encode(gemma, "<|channel>thought\nhm<channel|>one STOP two")
     for split in range(len(ids)):

@@ -5,7 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from presswork.engine.decide import Answer
-from presswork.errors import RequestError
+from presswork.errors import RequestError, UnsupportedError
+from presswork.server.errors import HttpError
 from presswork.server.routes.common import server_of, whole
 from presswork.server.wire import Wire
 
@@ -38,10 +39,13 @@ async def systemone(request: Request, body: DecisionRequest) -> dict[str, Any]:
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
-            reply = await lease.run(
-                lease.model.decide, body.state, body.questions, style=body.style, steps=body.steps,
-                calibrate=body.calibrate, seed=body.seed, adapter=lease.adapter,
-            )  # fmt: skip
+            try:
+                reply = await lease.run(
+                    lease.model.decide, body.state, body.questions, style=body.style, steps=body.steps,
+                    calibrate=body.calibrate, seed=body.seed, adapter=lease.adapter,
+                )  # fmt: skip
+            except UnsupportedError as error:
+                raise HttpError(501, str(error)) from error
             return {
                 "model": body.model or lease.name,
                 "answers": {name: _told(body.questions[name], one) for name, one in reply.answers.items()},
