@@ -12,7 +12,7 @@ from rich.style import Style
 from rich.text import Text
 
 from presswork import Draft, JsonSchema, load
-from presswork.text.pieces import pieces
+from presswork.text.pieces import pieces, until_end
 
 SCHEMA = {
     "type": "object",
@@ -31,9 +31,8 @@ NUM_FRAMES = 6
 
 def frame(engine, draft: Draft) -> Text:
     """A draft's text: what the schema forces in cyan, the rest as bright as it is certain."""
-    end = next((i for i, token in enumerate(draft.token_ids) if token in engine.end_ids), len(draft.token_ids))
     text = Text(f"step {draft.step:2}  ", style="cyan dim")
-    for piece, first, last in pieces(engine.tokenizer, draft.token_ids[:end]):
+    for piece, first, last in pieces(engine.tokenizer, until_end(draft.token_ids, engine.end_ids)):
         entropy = max(draft.entropy[first:last])
         level = 70 + round(160 * max(0.0, 1.0 - entropy / 2.5))
         style = (

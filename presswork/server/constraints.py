@@ -87,6 +87,20 @@ def or_calls(
     return Either([language, calls])
 
 
+def form_and_calls(
+    name: str, form: TextLanguage | None, tools: Sequence[Mapping[str, Any]], choice: Any, *, is_parallel: bool
+) -> TextLanguage | None:
+    """What a reply is kept to by the form of its answer, the tools, and which of them must be called.
+
+    Args: name: of the field that holds the form.
+    Raises: RequestError where both ask for something.
+    """
+    return only_one({
+        name: or_calls(form, tools, choice, is_parallel=is_parallel),
+        "tool_choice": of_tool_choice(choice, tools, is_parallel=is_parallel),
+    })  # fmt: skip
+
+
 def _named(choice: str | Mapping[str, Any] | None) -> str | None:
     if not isinstance(choice, Mapping):
         return None

@@ -4,7 +4,7 @@ from typing import Any
 
 from presswork.engine.engine import Engine
 from presswork.engine.events import Draft
-from presswork.text.pieces import pieces
+from presswork.text.pieces import pieces, until_end
 
 
 def frame(draft: Draft, engine: Engine) -> dict[str, Any]:
@@ -26,9 +26,8 @@ def frame(draft: Draft, engine: Engine) -> dict[str, Any]:
 
 def _until_end(draft: Draft, engine: Engine) -> list[tuple[str, float, bool]]:
     """(text, the largest entropy, whether all was accepted) of each piece before the first end token."""
-    stop = next((i for i, token in enumerate(draft.token_ids) if token in engine.end_ids), len(draft.token_ids))
     return [
         (text, max(draft.entropy[first:last]), all(draft.accepted[first:last]))
-        for text, first, last in pieces(engine.tokenizer, draft.token_ids[:stop])
+        for text, first, last in pieces(engine.tokenizer, until_end(draft.token_ids, engine.end_ids))
         if text
     ]

@@ -12,6 +12,7 @@ from presswork.errors import ContextLengthError
 from presswork.server.registry import Lease
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import PartReader, Piece
+from presswork.text.pieces import until_end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,12 @@ class Written:
     parts: list[Piece | ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reply: Reply | None = None
+
+    @property
+    def finished(self) -> Reply:
+        """The engine's reply, once it is there."""
+        assert self.reply is not None
+        return self.reply
 
     @property
     def text(self) -> str:
@@ -155,8 +162,7 @@ async def _all_bits(lease: Lease, ask: Ask) -> AsyncGenerator[Bit, None]:
             if isinstance(event, Draft):
                 yield event
                 if ask.wants_states and reader is not None:
-                    ends = (i for i, token in enumerate(event.token_ids) if token in lease.model.end_ids)
-                    yield State(text + reader.preview(event.token_ids[: next(ends, None)]))
+                    yield State(text + reader.preview(until_end(event.token_ids, lease.model.end_ids)))
             elif isinstance(event, Commit):
                 if event.logprobs:
                     yield Logprobs(event.logprobs)

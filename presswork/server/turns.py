@@ -35,6 +35,32 @@ def one_system(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
+def declaration(name: str, description: Any, parameters: Any) -> dict[str, Any]:
+    """A tool as templates read it."""
+    function = {
+        "name": name,
+        "description": description or "",
+        "parameters": parameters or {"type": "object", "properties": {}},
+    }
+    return {"type": "function", "function": function}
+
+
+def call(call_id: str, name: str, arguments: Any) -> dict[str, Any]:
+    """One call of an assistant's turn."""
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def result(call_id: str, names: Mapping[str, str], where: str, field: str, text: str) -> dict[str, Any]:
+    """What a tool gave, as a turn of its own.
+
+    Args: names: functions of the calls before it, by id. field: in which the client names the call.
+    Raises: RequestError where there was no such call.
+    """
+    if call_id not in names:
+        raise RequestError(f"{where}: {field} {call_id[:60]!r} names no call before it")
+    return {"role": "tool", "tool_call_id": call_id, "name": names[call_id], "content": text}
+
+
 def plain_text(content: Any, where: str) -> str:
     """A content that is text, or parts of it. Raises RequestError for anything else."""
     if isinstance(content, str):

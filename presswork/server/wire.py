@@ -59,15 +59,20 @@ def own_fields(body: BaseModel) -> dict[str, Any]:
     return {name: getattr(body, name) for name in _own}
 
 
+def without_none(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def sampling(body: BaseModel, defaults: SamplingParams, **own: Any) -> SamplingParams:
     """A request's parameters: the model's defaults, the engine's own fields in the body, then what is given here.
 
     Args: own: fields of SamplingParams; None leaves the default.
     Raises: RequestError.
     """
-    given = own_fields(body)
-    _check_bounds({**given, **own})
-    return defaults.changed(**{name: value for name, value in {**given, **own}.items() if value is not None})
+    given = {**own_fields(body), **own}
+    _check_bounds(given)
+    return defaults.changed(**without_none(given))
 
 
 def _check_bounds(given: Mapping[str, Any]) -> None:

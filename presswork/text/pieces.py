@@ -1,10 +1,16 @@
 """A canvas in pieces that can be shown: whole characters, each with the tokens that hold it."""
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 from presswork.text.tokenizer import Tokenizer
 
 _MAX_UTF8 = 4
+
+
+def until_end(ids: Sequence[int], end_ids: AbstractSet[int]) -> Sequence[int]:
+    """A canvas up to its first end token."""
+    return ids[: next((i for i, token in enumerate(ids) if token in end_ids), len(ids))]
 
 
 def pieces(tokenizer: Tokenizer | None, ids: Sequence[int]) -> Iterator[tuple[str, int, int]]:

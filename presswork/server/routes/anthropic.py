@@ -11,13 +11,13 @@ from fastapi.responses import JSONResponse, Response
 
 from presswork.engine.events import Done, Draft, Reply
 from presswork.errors import RequestError
-from presswork.server.constraints import of_response_format, of_tool_choice, only_one, or_calls
+from presswork.server.constraints import form_and_calls, of_response_format
 from presswork.server.errors import HttpError, anthropic_body
-from presswork.server.generation import Ask, Bit, Logprobs, State, Written, bits, fitted, written
+from presswork.server.generation import Ask, Bit, Logprobs, State, Written, bits, fitted
 from presswork.server.registry import Lease
-from presswork.server.routes.common import new_id, server_of, streamed, whole
+from presswork.server.routes.common import counted, new_id, server_of, streamed, whole
 from presswork.server.sse import event, readable
-from presswork.server.turns import one_system, plain_text
+from presswork.server.turns import call, declaration, one_system, plain_text, result
 from presswork.server.wire import CanvasFields, Listed, Wire, refuse, sampling
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
@@ -118,9 +118,7 @@ async def messages(request: Request, body: MessagesRequest) -> Response:
     async def answer() -> Response:
         async with server.registry.use(body.model) as lease:
             asked = await lease.read(_read, body, lease)
-            (found,) = await written(lease, [asked.ask])
-            assert found.reply is not None
-            server.metrics.count(lease.name, found.reply)
+            (found,) = await counted(request, lease, [asked.ask])
             return JSONResponse(_message(asked, found))
 
     return await whole(request, answer())
@@ -143,11 +141,9 @@ def _read(body: MessagesRequest, lease: Lease) -> MessagesAsk:
         raise RequestError(f"tool_choice.type must be auto, any, tool or none, got {str(choice.get('type'))[:40]!r}")
     is_parallel = choice.get("disable_parallel_tool_use") is not True
     wanted = kinds[choice.get("type")]
-    form = of_response_format(None if body.output_config is None else body.output_config.format, "output_config.format")
-    constraint = only_one({
-        "output_config.format": or_calls(form, tools, wanted, is_parallel=is_parallel),
-        "tool_choice": of_tool_choice(wanted, tools, is_parallel=is_parallel),
-    })  # fmt: skip
+    name = "output_config.format"
+    form = of_response_format(None if body.output_config is None else body.output_config.format, name)
+    constraint = form_and_calls(name, form, tools, wanted, is_parallel=is_parallel)
     params = sampling(
         body,
         lease.model.defaults,
@@ -233,10 +229,11 @@ def _turns_of(where: str, role: str, blocks: Sequence[Any], names: dict[str, str
             continue  # nothing here can read it
         elif kind == "tool_use" and role == "assistant":
             names[str(block.get("id"))] = str(block.get("name"))
-            function = {"name": str(block.get("name")), "arguments": block.get("input") or {}}
-            calls.append({"id": str(block.get("id")), "type": "function", "function": function})
+            calls.append(call(str(block.get("id")), str(block.get("name")), block.get("input") or {}))
         elif kind == "tool_result" and role == "user":
-            results.append(_result(block, at, names))
+            text = plain_text(block.get("content") or "", at)
+            shown = f"Error: {text}" if block.get("is_error") else text
+            results.append(result(str(block.get("tool_use_id")), names, at, "tool_use_id", shown))
         else:
             raise RequestError(f"{at}: blocks of type {str(kind)[:40]!r} are not supported here; send text")
     turns = list(results)
@@ -248,28 +245,12 @@ def _turns_of(where: str, role: str, blocks: Sequence[Any], names: dict[str, str
     return turns
 
 
-def _result(block: Mapping[str, Any], at: str, names: Mapping[str, str]) -> dict[str, Any]:
-    """What a tool gave, as a turn of its own."""
-    call_id = str(block.get("tool_use_id"))
-    if call_id not in names:
-        raise RequestError(f"{at}: tool_use_id {call_id[:60]!r} names no call before it")
-    text = plain_text(block.get("content") or "", at)
-    if block.get("is_error"):
-        text = f"Error: {text}"
-    return {"role": "tool", "tool_call_id": call_id, "name": names[call_id], "content": text}
-
-
 def _tool(tool: Mapping[str, Any], number: int) -> dict[str, Any]:
     """A declaration as templates read it. Raises RequestError for tools that this server does not run."""
     if tool.get("type") not in (None, "custom") or not isinstance(tool.get("name"), str):
         shown = str(tool.get("type") or tool)[:60]
         raise RequestError(f"tools[{number}]: {shown!r} is not served here; give functions, with name and input_schema")
-    function = {
-        "name": tool["name"],
-        "description": tool.get("description") or "",
-        "parameters": tool.get("input_schema") or {"type": "object", "properties": {}},
-    }
-    return {"type": "function", "function": function}
+    return declaration(tool["name"], tool.get("description"), tool.get("input_schema"))
 
 
 def _check_context_management(given: Mapping[str, Any] | None) -> None:

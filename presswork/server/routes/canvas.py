@@ -8,7 +8,7 @@ from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
 from presswork.server.constraints import of_structured_outputs
 from presswork.server.routes.common import server_of, whole
-from presswork.server.wire import Listed, Wire
+from presswork.server.wire import Listed, Wire, without_none
 
 router = APIRouter()
 
@@ -97,5 +97,4 @@ async def edit(request: Request, body: CanvasEditRequest) -> dict[str, Any]:
 
 
 def _given(body: FillRequest | CanvasEditRequest) -> dict[str, Any]:
-    given = {"temperature": body.temperature, "max_denoising_steps": body.max_denoising_steps}
-    return {name: value for name, value in given.items() if value is not None}
+    return without_none({"temperature": body.temperature, "max_denoising_steps": body.max_denoising_steps})

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from presswork.engine.events import Done, Draft, Reply, TokenLogprob
 from presswork.engine.params import SamplingParams
 from presswork.errors import RequestError
-from presswork.server.constraints import of_response_format, of_structured_outputs, of_tool_choice, only_one, or_calls
+from presswork.server.constraints import form_and_calls, of_response_format, of_structured_outputs, only_one
 from presswork.server.frames import frame
 from presswork.server.generation import (
     Ask,
@@ -26,10 +26,9 @@ from presswork.server.generation import (
     prediction_counts,
     several,
     warm,
-    written,
 )
 from presswork.server.registry import Lease
-from presswork.server.routes.common import checked_effort, new_id, now, server_of, streamed, timings, whole
+from presswork.server.routes.common import checked_effort, counted, new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
 from presswork.server.turns import one_system
 from presswork.server.wire import CanvasFields, Listed, Wire, biases, or_none, refuse, sampling
@@ -125,17 +124,20 @@ class ChatAsk:
 
     Args:
         num_predicted: tokens of the prediction, None where there is none.
-        is_full_text: every event of a stream holds the whole text so far, drafts included.
     """
 
     asks: list[Ask]
     model: str
     num_predicted: int | None
     include_usage: bool
-    is_full_text: bool
     has_drafts: bool
     id: str = field(default_factory=lambda: new_id("chatcmpl"))
     created: int = field(default_factory=now)
+
+    @property
+    def is_full_text(self) -> bool:
+        """Whether every event of a stream holds the whole text so far, drafts included."""
+        return self.asks[0].wants_states
 
 
 @router.post("/v1/chat/completions")
@@ -153,10 +155,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
             if body.n_predict == 0:
                 await warm(lease, asked.asks[0].prompt_ids)
             else:
-                found = await written(lease, asked.asks)
-            for one in found:
-                assert one.reply is not None
-                server.metrics.count(lease.name, one.reply)
+                found = await counted(request, lease, asked.asks)
             told = _completion(asked, found, lease)
             kept = body.response_fields or list(told)
             return JSONResponse({name: told[name] for name in kept if name in told})
@@ -202,7 +201,6 @@ def read_chat(body: ChatRequest, lease: Lease) -> ChatAsk:
         model=body.model or lease.name,
         num_predicted=predicted,
         include_usage=options.include_usage,
-        is_full_text=bool(body.diffusing),
         has_drafts=options.drafts,
     )
 
@@ -226,10 +224,7 @@ def _params(body: ChatRequest, lease: Lease, tools: Sequence[Mapping[str, Any]])
         "response_format": of_response_format(body.response_format),
         "structured_outputs": of_structured_outputs(body.structured_outputs),
     })  # fmt: skip
-    constraint = only_one({
-        "response_format": or_calls(form, tools, body.tool_choice, is_parallel=is_parallel),
-        "tool_choice": of_tool_choice(body.tool_choice, tools, is_parallel=is_parallel),
-    })  # fmt: skip
+    constraint = form_and_calls("response_format", form, tools, body.tool_choice, is_parallel=is_parallel)
     start = None if body.prediction is None else _prediction(body.prediction)
     if body.start_noise is not None and start is None:
         raise RequestError("start_noise is about a prediction; give one, or leave it out")
@@ -274,7 +269,7 @@ def _completion(asked: ChatAsk, found: Sequence[Written], lease: Lease) -> dict[
 
 
 def _choice(asked: ChatAsk, number: int, found: Written, lease: Lease) -> dict[str, Any]:
-    assert found.reply is not None
+    reply = found.finished
     message: dict[str, Any] = {
         "role": "assistant",
         "content": found.text or (None if found.calls else ""),
@@ -291,7 +286,7 @@ def _choice(asked: ChatAsk, number: int, found: Written, lease: Lease) -> dict[s
         "index": number,
         "message": message,
         "logprobs": listed,
-        "finish_reason": finish_reason(found.reply, has_calls=bool(found.calls)),
+        "finish_reason": finish_reason(reply, has_calls=bool(found.calls)),
     }
 
 

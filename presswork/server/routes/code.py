@@ -20,7 +20,7 @@ from presswork.server.registry import Lease
 from presswork.server.routes.chat import checked_choices
 from presswork.server.routes.common import new_id, now, server_of, streamed, whole
 from presswork.server.sse import DONE, event, readable
-from presswork.server.wire import Listed, Wire, or_none, refuse
+from presswork.server.wire import Listed, Wire, or_none, refuse, without_none
 
 router = APIRouter()
 
@@ -156,9 +156,7 @@ async def infill(request: Request, body: InfillRequest) -> Response:
                 await warm(lease, ids)
                 found = Filled([""], ["stop"], len(ids), 0)
             took_ms = 1000 * (time.perf_counter() - started)
-            return [
-                _infilled(body, lease, found, number, took_ms) for number in range(len(found.texts))
-            ]  # fmt: skip
+            return [_infilled(body, lease, found, number, took_ms) for number in range(len(found.texts))]
 
     if not body.stream:
         told = await whole(request, answer())
@@ -269,7 +267,7 @@ async def not_made_here(request: Request) -> Response:
 
 
 def _given(**params: Any) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if value is not None}
+    return without_none(params)
 
 
 def _with_extra(extra: list[dict[str, Any]], prefix: str) -> str:

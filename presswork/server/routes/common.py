@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
@@ -11,6 +11,8 @@ from fastapi.responses import Response
 
 from presswork.errors import RequestError
 from presswork.server.errors import HttpError, openai_body
+from presswork.server.generation import Ask, Written, written
+from presswork.server.registry import Lease
 from presswork.server.sse import COMMENT, EventResponse, Timed, event
 
 if TYPE_CHECKING:
@@ -53,6 +55,14 @@ async def whole(request: Request, work: Awaitable[_T]) -> _T:
         for one in (task, gone):
             one.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def counted(request: Request, lease: Lease, asks: Sequence[Ask]) -> list[Written]:
+    """All replies, whole, taken into the server's figures."""
+    found = await written(lease, asks)
+    for one in found:
+        server_of(request).metrics.count(lease.name, one.finished)
+    return found
 
 
 async def streamed(

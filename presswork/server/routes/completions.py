@@ -14,12 +14,12 @@ from presswork.engine.params import SamplingParams
 from presswork.errors import RequestError
 from presswork.server.constraints import of_response_format, of_structured_outputs, only_one
 from presswork.server.gaps import Gap, fill_gap, stops_of, suffix_of
-from presswork.server.generation import Ask, Bit, Logprobs, Written, bits, fitted, several, written
+from presswork.server.generation import Ask, Bit, Logprobs, Written, bits, fitted, several
 from presswork.server.registry import Lease
 from presswork.server.routes.chat import StreamOptions, checked_choices, finish_reason
-from presswork.server.routes.common import new_id, now, server_of, streamed, timings, whole
+from presswork.server.routes.common import counted, new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
-from presswork.server.wire import CanvasFields, Listed, biases, or_none, own_fields, sampling
+from presswork.server.wire import CanvasFields, Listed, biases, or_none, own_fields, sampling, without_none
 from presswork.text.parts import Piece
 from presswork.text.tokenizer import Tokenizer
 
@@ -79,10 +79,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
             if suffix_of(body.suffix):
                 return JSONResponse(await filled(body, lease))
             asked = await lease.read(_read, body, lease)
-            found = await written(lease, asked.asks)
-            for one in found:
-                assert one.reply is not None
-                server.metrics.count(lease.name, one.reply)
+            found = await counted(request, lease, asked.asks)
             return JSONResponse(_completion(asked, found, lease))
 
     return await whole(request, answer())
@@ -168,7 +165,7 @@ async def filled(body: CompletionRequest, lease: Lease) -> dict[str, Any]:
         max_tokens=or_none(body.max_tokens) or _MAX_TOKENS,
         stop=stops_of(body.stop),
         language=of_structured_outputs(body.structured_outputs),
-        params={name: value for name, value in params.items() if value is not None},
+        params=without_none(params),
     )
     found = await fill_gap(lease, gap, checked_choices(body.n))
     return {
@@ -187,15 +184,14 @@ async def filled(body: CompletionRequest, lease: Lease) -> dict[str, Any]:
 def _completion(asked: CompletionAsk, found: Sequence[Written], lease: Lease) -> dict[str, Any]:
     made = []
     for number, one in enumerate(found):
-        assert one.reply is not None
-        listed = None
-        if one.reply.logprobs is not None:
+        reply, listed = one.finished, None
+        if reply.logprobs is not None:
             listed = completion_logprobs(one.logprobs, lease.model.tokenizer, start=len(asked.echoes[number]))
-        reason = finish_reason(one.reply, has_calls=False)
+        reason = finish_reason(reply, has_calls=False)
         text = asked.echoes[number] + one.text
         made.append({"index": number, "text": text, "logprobs": listed, "finish_reason": reason})
-    assert found[0].reply is not None
-    return {**_head(asked), "choices": made, "usage": _usage(asked, found), "timings": timings(found[0].reply.stats)}
+    told_timings = timings(found[0].finished.stats)
+    return {**_head(asked), "choices": made, "usage": _usage(asked, found), "timings": told_timings}
 
 
 def _usage(asked: CompletionAsk, found: Sequence[Written]) -> dict[str, Any]:
@@ -229,12 +225,6 @@ def completion_logprobs(
     }
 
 
-def _num_characters(tokens: Sequence[TokenLogprob], lease: Lease) -> int:
-    tokenizer = lease.model.tokenizer
-    shown = [] if tokenizer is None else [t.token_id for t in tokens if t.token_id not in tokenizer.special_ids]
-    return sum(len(tokenizer.token_text(token)) for token in shown) if tokenizer is not None else 0
-
-
 async def _streamed(request: Request, body: CompletionRequest) -> AsyncGenerator[bytes, None]:
     server = server_of(request)
     async with server.registry.use(body.model) as lease:
@@ -245,14 +235,14 @@ async def _streamed(request: Request, body: CompletionRequest) -> AsyncGenerator
         asked = await lease.read(_read, body, lease)
         found = [Written() for _ in asked.asks]
         echoes = dict(enumerate(asked.echoes))
+        offsets = [len(echo) for echo in asked.echoes]
         async with aclosing(bits(lease, asked.asks)) as coming:
             async for number, bit in coming:
                 echo = echoes.pop(number, "")
                 if echo:
                     yield _chunk(asked, number, echo)
-                num_before = _num_characters(found[number].logprobs, lease)
                 found[number].add(bit)
-                for one in _chunks(asked, number, bit, num_before, lease):
+                for one in _chunks(asked, number, bit, offsets, lease):
                     yield one
                 if isinstance(bit, Done):
                     server.metrics.count(lease.name, bit.reply)
@@ -261,15 +251,16 @@ async def _streamed(request: Request, body: CompletionRequest) -> AsyncGenerator
         yield DONE
 
 
-def _chunks(asked: CompletionAsk, number: int, bit: Bit, num_before: int, lease: Lease) -> list[bytes]:
+def _chunks(asked: CompletionAsk, number: int, bit: Bit, offsets: list[int], lease: Lease) -> list[bytes]:
     """The events that one more bit of a choice makes.
 
-    Args: num_before: characters of the tokens whose log-probabilities were told before.
+    Args: offsets: of each choice, characters up to the next token whose log-probability is told. Mutated.
     """
     if isinstance(bit, Piece):
         return [_chunk(asked, number, piece) for piece in readable(bit.text)]
     if isinstance(bit, Logprobs):
-        listed = completion_logprobs(bit.tokens, lease.model.tokenizer, start=len(asked.echoes[number]) + num_before)
+        listed = completion_logprobs(bit.tokens, lease.model.tokenizer, start=offsets[number])
+        offsets[number] += sum(map(len, listed["tokens"]))
         return [_chunk(asked, number, "", logprobs=listed)]
     assert isinstance(bit, Done)
     return [_chunk(asked, number, "", finish=finish_reason(bit.reply, has_calls=False))]

@@ -12,13 +12,13 @@ from fastapi.responses import JSONResponse, Response
 
 from presswork.engine.events import Done, Reply
 from presswork.errors import PressworkError, RequestError
-from presswork.server.constraints import of_response_format, of_tool_choice, only_one, or_calls
+from presswork.server.constraints import form_and_calls, of_response_format
 from presswork.server.errors import HttpError, as_http, logged
-from presswork.server.generation import Ask, Bit, Written, bits, fitted, num_reasoning_tokens, written
+from presswork.server.generation import Ask, Bit, Written, bits, fitted, num_reasoning_tokens
 from presswork.server.registry import Lease
-from presswork.server.routes.common import checked_effort, new_id, now, server_of, streamed, whole
+from presswork.server.routes.common import checked_effort, counted, new_id, now, server_of, streamed, whole
 from presswork.server.sse import event, readable
-from presswork.server.turns import one_system, plain_text
+from presswork.server.turns import call, declaration, one_system, plain_text, result
 from presswork.server.wire import CanvasFields, Listed, Wire, or_none, refuse, sampling
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
@@ -115,15 +115,14 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
 
     async def answer() -> Response:
         async with server.registry.use(body.model) as lease:
-            asked = await lease.run(_read, body, lease)
-            (found,) = await written(lease, [asked.ask])
-            assert found.reply is not None
-            server.metrics.count(lease.name, found.reply)
+            asked = await lease.read(_read, body, lease)
+            (found,) = await counted(request, lease, [asked.ask])
             items = _Items(asked.id, asked.kinds)
             for part in found.parts:
                 items.take(part)
-            items.close(_status(found.reply))
-            return JSONResponse(_response(asked, items.done, _status(found.reply), _usage(lease, found)))
+            status = _status(found.finished)
+            items.close(status)
+            return JSONResponse(_response(asked, items.done, status, _usage(lease, found)))
 
     return await whole(request, answer())
 
@@ -133,10 +132,7 @@ def _read(body: ResponsesRequest, lease: Lease) -> ResponsesAsk:
     tools, kinds = _tools(body.tools or [])
     is_parallel = body.parallel_tool_calls is not False
     form = of_response_format(None if body.text is None else body.text.format, "text.format")
-    constraint = only_one({
-        "text.format": or_calls(form, tools, body.tool_choice, is_parallel=is_parallel),
-        "tool_choice": of_tool_choice(body.tool_choice, tools, is_parallel=is_parallel),
-    })  # fmt: skip
+    constraint = form_and_calls("text.format", form, tools, body.tool_choice, is_parallel=is_parallel)
     params = sampling(
         body,
         lease.model.defaults,
@@ -188,12 +184,7 @@ def _tools(given: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], di
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(tool.get("name"), str):
         raise RequestError(f"a tool needs a name, got {str(tool)[:80]!r}")
-    function = {
-        "name": tool["name"],
-        "description": tool.get("description") or "",
-        "parameters": tool.get("parameters") or {"type": "object", "properties": {}},
-    }
-    return {"type": "function", "function": function}
+    return declaration(tool["name"], tool.get("description"), tool.get("parameters"))
 
 
 # What was said or done elsewhere, and is no part of a prompt.
@@ -219,11 +210,8 @@ def turns_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         elif kind in _CALLS:
             _add_call(turns, names, item, kind)
         elif kind in _OUTPUTS:
-            call_id = str(item.get("call_id"))
-            if call_id not in names:
-                raise RequestError(f"{where}: call_id {call_id[:60]!r} names no call before it")
             text = _content(item.get("output"), where)
-            turns.append({"role": "tool", "tool_call_id": call_id, "name": names[call_id], "content": text})
+            turns.append(result(str(item.get("call_id")), names, where, "call_id", text))
         elif kind == "reasoning":
             thoughts = [str(part.get("text")) for part in item.get("content") or [] if isinstance(part, Mapping)]
             continue
@@ -244,11 +232,9 @@ def _add_call(turns: list[dict[str, Any]], names: dict[str, str], item: Mapping[
     arguments = item.get(_CALLS[kind])
     if kind == "custom_tool_call":
         arguments = {"input": arguments}
-    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments or "{}"}}
-    if turns and turns[-1]["role"] == "assistant":
-        turns[-1].setdefault("tool_calls", []).append(call)
-    else:
-        turns.append({"role": "assistant", "content": "", "tool_calls": [call]})
+    if not (turns and turns[-1]["role"] == "assistant"):
+        turns.append({"role": "assistant", "content": ""})
+    turns[-1].setdefault("tool_calls", []).append(call(call_id, name, arguments or "{}"))
 
 
 def _content(given: Any, where: str) -> str:
