@@ -196,12 +196,15 @@ def test_a_stream_of_several_prompts_says_what_the_whole_says(client):
     whole = client.completions.create(**ask)
     texts = [""] * 4
     tokens: list[list[str]] = [[], [], [], []]
+    offsets: list[list[int]] = [[], [], [], []]
     for chunk in client.completions.create(**ask, stream=True):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
             tokens[choice.index] += choice.logprobs.tokens if choice.logprobs else []
+            offsets[choice.index] += choice.logprobs.text_offset if choice.logprobs else []
     assert texts == [choice.text for choice in whole.choices]
     assert tokens == [choice.logprobs.tokens for choice in whole.choices]
+    assert offsets == [choice.logprobs.text_offset for choice in whole.choices]
 
 
 @pytest.mark.parametrize(
