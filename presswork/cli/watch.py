@@ -63,6 +63,8 @@ class CanvasView:
     def _canvas(self, draft: Draft) -> Text:
         text, is_dropped = Text(), False
         for piece, first, stop in pieces(self._tokenizer, draft.token_ids):
+            if stop <= draft.num_committed:
+                continue
             entropy, accepted = max(draft.entropy[first:stop]), all(draft.accepted[first:stop])
             text.append(shown(piece) or _NO_TEXT, style=_DROPPED if is_dropped else _style(entropy, accepted))
             is_dropped = is_dropped or draft.token_ids[first] in self._end_ids

@@ -77,6 +77,7 @@ class CanvasState:
         given: the text the canvas started from, -1 where it started from noise.
         first_step: steps of the schedule that were left out.
         num_dropped: positions behind a certain end that were dropped; the text then ends within the others.
+        num_held: leading positions that hold their arg-max from now on, because it has become text.
     """
 
     index: int
@@ -94,11 +95,17 @@ class CanvasState:
     given: Int[Tensor, "L"] | None = None
     first_step: int = 0
     num_dropped: int = 0
+    num_held: int = 0
 
     @property
     def num_steps(self) -> int:
         """Denoise steps taken."""
         return self.step - self.first_step
+
+    def num_settled(self, num_steps: int) -> int:
+        """Leading positions that the latest step accepted and whose arg-max has not changed for so many steps."""
+        settled = self.accepted & (self.num_steps - self.settled_step >= num_steps)
+        return int(settled.long().cumprod(0).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +172,18 @@ def advance(state: CanvasState, reading: StepReading, rules: DiffusionRules, noi
     state.belief = reading.soft_embedding
     if reading.num_kept is not None and reading.num_kept < length:
         _drop(state, reading.num_kept)
+
+
+def hold(state: CanvasState, num: int, embedding: Float[Tensor, "V D"]) -> None:
+    """Hold the arg-max of the first so many positions from now on, beside what is pinned. Mutates the state."""
+    positions = torch.arange(num, device=state.argmax.device)
+    tokens = state.argmax[:num]
+    if state.pins is not None:
+        behind = state.pins.positions >= num
+        positions = torch.cat([positions, state.pins.positions[behind]])
+        tokens = torch.cat([tokens, state.pins.tokens[behind]])
+    state.pins = Pins(positions=positions, tokens=tokens, embeddings=embedding[tokens])
+    state.num_held = num
 
 
 def _drop(state: CanvasState, num_kept: int) -> None:

@@ -67,17 +67,18 @@ def decide(request: Request, reading: ClassReading) -> DecidedCanvas:
     uniform = request.noise.uniforms(canvas.index, canvas.step, length)
     if not request.params.temperature:
         uniform = torch.full_like(uniform, torch.nan)
+    left = request.max_tokens - request.num_before_canvas
     if canvas.num_dropped:
         final = state.finals(canvas.index, 0, {})
     else:
-        final = state.finals(canvas.index, request.output.num_left - length, _later_pins(request, length))
+        final = state.finals(canvas.index, left - length, _later_pins(request, length))
     step = condition(automaton, state.state, mass.numpy(), top.numpy(), uniform.numpy(), final)
     return _decided(step, reading, mass, state, canvas.pins.positions.cpu() if canvas.pins is not None else None)
 
 
 def _later_pins(request: Request, length: int) -> dict[int, int]:
     """Pins behind the request's canvas, counted from its end."""
-    end = len(request.output.token_ids) + length
+    end = request.num_before_canvas + length
     return {position - end: token for position, token in request.params.pins if position >= end}
 
 

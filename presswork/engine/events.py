@@ -61,6 +61,7 @@ class Draft:
     Args:
         token_ids: the arg-max canvas, which becomes the text if this is the last step.
         entropy: in nats; accepted: positions whose sample was kept for the next step.
+        num_committed: leading positions that are text already (`SamplingParams.commit_after`).
     """
 
     canvas_index: int
@@ -69,11 +70,17 @@ class Draft:
     token_ids: list[int]
     entropy: list[float]
     accepted: list[bool]
+    num_committed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """Final tokens: a whole canvas, or one token in ar mode. Texts of all commits joined are the reply's text."""
+    """Final tokens: a canvas, the part of one that settled early, or one token in ar mode.
+
+    Texts of all commits joined are the reply's text.
+
+    Args: num_steps: denoise steps that the canvas had taken.
+    """
 
     canvas_index: int
     token_ids: list[int]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from presswork.diffusion.sampler import CanvasState, StepReading, advance, start_canvas
+from presswork.diffusion.sampler import CanvasState, StepReading, advance, hold, start_canvas
 from presswork.engine.events import Commit, Draft, TokenLogprob, TokenTrace
 from presswork.engine.pins import canvas_pins
 from presswork.engine.prefix import PrefixCache
@@ -116,54 +116,51 @@ class EngineLoop:
             return
         advance(canvas, reading, request.rules, request.noise, self._vocab_size)
         request.num_denoise_steps += 1
-        if request.wants_drafts:
-            request.emit(
-                Draft(
-                    canvas_index=canvas.index,
-                    step=canvas.num_steps,
-                    max_steps=request.rules.schedule.num_steps - canvas.first_step,
-                    token_ids=canvas.argmax.tolist(),
-                    entropy=canvas.entropy.tolist(),
-                    accepted=canvas.accepted.tolist(),
-                )
-            )
+        if not canvas.finished and request.params.commit_after is not None:
+            num = canvas.num_settled(request.params.commit_after)
+            if num > canvas.num_held:
+                self._commit(request, hidden, num)
+                hold(canvas, num, self._runner.model.decoder.embedding)
+        if request.wants_drafts and not request.ended:
+            request.emit(_draft(canvas, request.rules.schedule.num_steps))
         if canvas.finished:
-            self._commit_canvas(request, hidden)
+            self._commit(request, hidden, len(canvas.argmax))
+            self._close_canvas(request)
 
-    def _commit_canvas(self, request: Request, hidden: Float[Tensor, "L D"]) -> None:
-        """The arg-max canvas becomes text; unless it was the last, its keys and values are written in the next pass."""
+    def _commit(self, request: Request, hidden: Float[Tensor, "L D"], stop: int) -> None:
+        """The arg-max canvas becomes text from the last commit up to a position; the reply may end in it."""
         canvas = request.canvas
         assert canvas is not None
-        ids = canvas.argmax.tolist()
-        taken = request.output.take(ids)
-        if request.constraint is not None:
-            request.constraint.take(ids[: taken.num_tokens], request.end_ids)
+        first = canvas.num_held
+        if first == stop:
+            return
+        taken = request.output.take(canvas.argmax[first:stop].tolist())
+        rows = slice(first, first + taken.num_tokens)
         logprobs = None
         if request.params.logprobs is not None:
-            logprobs = self._canvas_logprobs(request, hidden[: taken.num_tokens], taken.num_tokens)
-        kept = ids[: taken.num_tokens]
+            steps, entropy = canvas.settled_step[rows].tolist(), canvas.entropy[rows].tolist()
+            logprobs = self._logprobs(request, hidden[rows], canvas.argmax[rows], entropy, steps, canvas.num_steps)
         request.emit(
             Commit(
                 canvas_index=canvas.index,
-                token_ids=kept,
+                token_ids=canvas.argmax[rows].tolist(),
                 text=taken.text,
                 num_steps=canvas.num_steps,
                 logprobs=logprobs,
-                trace=_trace(canvas, kept) if request.params.trace else None,
+                trace=_trace(request, canvas, rows) if request.params.trace else None,
             )
         )
-        request.canvas = None
         if taken.finish_reason is not None:
             request.finish(taken.finish_reason, taken.stop_match)
-        else:
-            request.pending = kept
 
-    def _canvas_logprobs(self, request: Request, hidden: Float[Tensor, "N D"], num_tokens: int) -> list[TokenLogprob]:
-        canvas = request.canvas
+    def _close_canvas(self, request: Request) -> None:
+        """A whole canvas is text; unless it was the last, its keys and values are written in the next pass."""
+        canvas, request.canvas = request.canvas, None
         assert canvas is not None
-        steps = canvas.settled_step[:num_tokens].tolist()
-        entropy = canvas.entropy[:num_tokens].tolist()
-        return self._logprobs(request, hidden, canvas.argmax[:num_tokens], entropy, steps, canvas.num_steps)
+        if not request.ended:
+            request.pending = canvas.argmax.tolist()
+            if request.constraint is not None:
+                request.constraint.take(request.pending, request.end_ids)
 
     def _logprobs(
         self, request: Request, hidden: Tensor, ids: Tensor, entropy: list[float], settled: list[int], num_steps: int
@@ -203,21 +200,36 @@ class EngineLoop:
         request.finish(taken.finish_reason, taken.stop_match)
 
 
-def _trace(canvas: CanvasState, token_ids: Sequence[int]) -> list[TokenTrace]:
-    """How a committed canvas's tokens came about."""
-    pinned = set() if canvas.pins is None else set(canvas.pins.positions.tolist())
-    given = [-1] * len(token_ids) if canvas.given is None else canvas.given.tolist()
-    settled, entropy = canvas.settled_step.tolist(), canvas.entropy.tolist()
+def _draft(canvas: CanvasState, num_steps: int) -> Draft:
+    return Draft(
+        canvas_index=canvas.index,
+        step=canvas.num_steps,
+        max_steps=num_steps - canvas.first_step,
+        token_ids=canvas.argmax.tolist(),
+        entropy=canvas.entropy.tolist(),
+        accepted=canvas.accepted.tolist(),
+        num_committed=canvas.num_held,
+    )
+
+
+def _trace(request: Request, canvas: CanvasState, rows: slice) -> list[TokenTrace]:
+    """How tokens of a canvas came about that were committed just now."""
+    first = len(request.output.token_ids) - rows.stop
+    pinned = {position - first for position, _ in request.params.pins}
+    given = torch.full_like(canvas.argmax, -1) if canvas.given is None else canvas.given
+    columns = (canvas.argmax, canvas.settled_step, canvas.entropy, given)
     return [
         TokenTrace(
             token_id=token,
-            settled_step=settled[i],
+            settled_step=settled,
             num_steps=canvas.num_steps,
-            entropy=entropy[i],
-            is_pinned=i in pinned,
-            start_id=None if given[i] < 0 else given[i],
+            entropy=entropy,
+            is_pinned=position in pinned,
+            start_id=None if start < 0 else start,
         )
-        for i, token in enumerate(token_ids)
+        for position, token, settled, entropy, start in zip(
+            range(rows.start, rows.stop), *(column[rows].tolist() for column in columns), strict=True
+        )
     ]
 
 

@@ -45,6 +45,8 @@ class SamplingParams:
         accept_threshold: accept by confidence instead of by entropy; None keeps the entropy bound.
         stability_threshold: arg-max canvases that must agree before an early stop; None turns early stop off.
         confidence_threshold: mean entropy below which a stable canvas stops; None turns early stop off.
+        commit_after: steps without a change after which the beginning of a canvas becomes text and is held from then
+            on, while the rest goes on; an end in it ends the reply. None commits canvases when all of them is settled.
         pins: a mapping of positions, counted from the first generated token, to the token ids they are held to; kept
             as pairs in order. End tokens and stop strings are ruled out before the last of them.
         start: what the canvases start from in place of noise: a text, or token ids from the first generated one on.
@@ -78,6 +80,7 @@ class SamplingParams:
     accept_threshold: float | None = None
     stability_threshold: int | None = 1
     confidence_threshold: float | None = 0.005
+    commit_after: int | None = None
     pins: tuple[tuple[int, int], ...] = ()
     start: str | tuple[int, ...] = ()
     start_noise: float = 0.5
@@ -96,6 +99,7 @@ class SamplingParams:
         _check_count("top_k", self.top_k, 0, _MAX_ID)
         _check_count("max_denoising_steps", self.max_denoising_steps, 1)
         _check_count("canvas_length", self.canvas_length, 1, optional=True)
+        _check_count("commit_after", self.commit_after, 1, optional=True)
         _check_count("logprobs", self.logprobs, 0, 20, optional=True)
         _check_real("temperature", self.temperature, 0.0, 100.0)
         _check_real("top_p", self.top_p, 0.0, 1.0, open_low=True)
@@ -130,7 +134,7 @@ class SamplingParams:
         for name in ("pins", "start"):
             if getattr(self, name):
                 raise RequestError(f"mode 'ar' has no canvas: leave out {name}, or use mode 'diffusion'")
-        for name in ("canvas_length", "accept_threshold"):
+        for name in ("canvas_length", "accept_threshold", "commit_after"):
             if getattr(self, name) is not None:
                 raise RequestError(f"mode 'ar' has no canvas: {name} must be none, got {getattr(self, name)!r}")
 

@@ -261,7 +261,7 @@ def _edits(requests: Sequence[Request], counts: Sequence[int]) -> LogitEdits | N
     groups: list[EditGroup] = []
     row_group: list[int] = []
     for request, count in zip(requests, counts, strict=True):
-        params, written, num_rows = request.params, len(request.output.token_ids), count
+        params, written, num_rows = request.params, request.num_before_canvas, count
         plain, own = -1, _own_edits(request)
         if own is not None:
             plain = len(groups)
@@ -301,7 +301,7 @@ def _own_edits(request: Request) -> EditGroup | None:
 
 def _ban_at(request: Request, rows: range, row_group: list[int], groups: list[EditGroup]) -> None:
     """Give each row with bans of its own a group of its own. Mutates row_group and groups."""
-    first = len(request.output.token_ids)
+    first = request.num_before_canvas
     for position, banned in request.banned.items():
         if 0 <= position - first < len(rows):
             row = rows[position - first]

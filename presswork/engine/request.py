@@ -108,6 +108,11 @@ class Request:
         """Prompt and committed tokens."""
         return self.prompt_ids + self.output.token_ids
 
+    @property
+    def num_before_canvas(self) -> int:
+        """Tokens committed before the open canvas; all of them where none is open."""
+        return len(self.output.token_ids) - (0 if self.canvas is None else self.canvas.num_held)
+
     def seen_ids(self) -> set[int]:
         """Distinct prompt and committed tokens. Mutates what it remembers of them."""
         known = len(self.output.token_ids)

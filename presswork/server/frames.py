@@ -11,7 +11,7 @@ def frame(draft: Draft, engine: Engine) -> dict[str, Any]:
     """A draft as a field of a chunk that strict clients skip.
 
     Returns: type, canvas and step (both from 1), total (steps at most), text, and pieces of [text, entropy in nats,
-        accepted]; what stands behind an end token is left out.
+        accepted]; what stands behind an end token is left out, and what is text already.
     """
     found = _until_end(draft, engine)
     return {
@@ -29,5 +29,5 @@ def _until_end(draft: Draft, engine: Engine) -> list[tuple[str, float, bool]]:
     return [
         (text, max(draft.entropy[first:last]), all(draft.accepted[first:last]))
         for text, first, last in pieces(engine.tokenizer, until_end(draft.token_ids, engine.end_ids))
-        if text
+        if text and last > draft.num_committed
     ]

@@ -162,7 +162,8 @@ async def _all_bits(lease: Lease, ask: Ask) -> AsyncGenerator[Bit, None]:
             if isinstance(event, Draft):
                 yield event
                 if ask.wants_states and reader is not None:
-                    yield State(text + reader.preview(until_end(event.token_ids, lease.model.end_ids)))
+                    coming = until_end(event.token_ids, lease.model.end_ids)[event.num_committed :]
+                    yield State(text + reader.preview(coming))
             elif isinstance(event, Commit):
                 if event.logprobs:
                     yield Logprobs(event.logprobs)

@@ -1,6 +1,6 @@
 """Counts and times of a server, as Prometheus reads them."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from presswork.engine.events import Reply
 
@@ -34,6 +34,11 @@ class Metrics:
         self.running = Gauge("presswork_running", "Requests that share passes.", ("model",), registry=self.registry)
         self.waiting = Gauge("presswork_waiting", "Requests in the queue.", ("model",), registry=self.registry)
         self.loaded_bytes = Gauge("presswork_model_bytes", "Weights in memory.", ("model",), registry=self.registry)
+        self.prefix_bytes = Gauge(
+            "presswork_prefix_bytes", "Keys and values kept for prompts that begin alike.", ("model",),
+            registry=self.registry,
+        )  # fmt: skip
+        ProcessCollector(registry=self.registry)  # memory, processor time and open files of the server
 
     def count(self, model: str, reply: Reply) -> None:
         """Take in a finished reply. Mutates self."""

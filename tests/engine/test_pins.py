@@ -1,53 +1,25 @@
 """Pinned positions: the engine agrees with a plain loop, alone and in a crowd, over several canvases."""
 
 import pytest
-import torch
 
 from presswork.engine.engine import Engine
 from presswork.engine.events import Draft
 from presswork.engine.params import SamplingParams
 from presswork.errors import RequestError
-from presswork.ops.vocab_head.reference import draw
 from tests.engine.conftest import prompt_ids
+from tests.engine.plain import plain_canvas
 
 PROMPT = prompt_ids(7, 1)
 PINS = {0: 11, 3: 12, 4: 13, 9: 14, 15: 15, 17: 16}
 ASK = dict(prompt_token_ids=PROMPT, max_tokens=20, seed=3, max_denoising_steps=6, entropy_bound=1.0, ignore_eos=True)
-
-
-def plain_canvas(engine: Engine, before: list[int], index: int, length: int, pins: dict[int, int]) -> list[int]:
-    """One canvas by the definition, over full logits; no early stop."""
-    params = SamplingParams(**{k: v for k, v in ASK.items() if k != "prompt_token_ids"})
-    noise, schedule = engine.submit(PROMPT, params).noise, params.rules().schedule
-    places = torch.tensor(sorted(pins), dtype=torch.int64)
-    held = torch.tensor([pins[place] for place in sorted(pins)], dtype=torch.int64)
-    free = [i for i in range(length) if i not in pins]
-    vocab = engine.model.config.vocab_size
-    canvas, belief, best = noise.initial_canvas(index, length, vocab), None, torch.zeros(length, dtype=torch.int64)
-    canvas[places] = held
-    for step in range(params.max_denoising_steps):
-        z = engine.canvas_logits(before, canvas.tolist(), belief) / schedule.temperature(step)
-        p = z.double().softmax(-1)
-        entropy = -(p * p.log()).sum(-1)
-        sample, best = draw(p, noise.uniforms(index, step, length)), z.argmax(-1)
-        sample[places] = best[places] = held
-        spent, kept = 0.0, set(pins)
-        for i in sorted(free, key=lambda i: float(entropy[i])):
-            if spent <= params.entropy_bound:
-                kept.add(i)
-            spent += float(entropy[i])
-        fresh = noise.renoise(index, step, length, vocab)
-        canvas = torch.tensor([int((sample if i in kept else fresh)[i]) for i in range(length)])
-        belief = z.clone()
-        belief[places] = torch.full_like(belief[places], -torch.inf).scatter(1, held[:, None], 0.0)
-    return best.tolist()
+PARAMS = SamplingParams(**{name: value for name, value in ASK.items() if name != "prompt_token_ids"})
 
 
 def test_the_engine_agrees_with_a_plain_loop_over_three_canvases(engine):
     written: list[int] = []
     for index, length in enumerate((8, 8, 4)):
         inside = {p - len(written): token for p, token in PINS.items() if 0 <= p - len(written) < length}
-        written += plain_canvas(engine, PROMPT + written, index, length, inside)
+        written += plain_canvas(engine, PROMPT, written, index, length, inside, PARAMS)[0]
     reply = engine.generate(pins=PINS, confidence_threshold=None, **ASK)
     assert reply.token_ids == written
     assert all(reply.token_ids[position] == token for position, token in PINS.items())

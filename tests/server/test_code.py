@@ -8,7 +8,7 @@ import pytest
 
 from presswork.errors import RequestError
 from presswork.server.gaps import Gap, _cut
-from presswork.server.next_edit import read_next_edit
+from presswork.server.tagged import read_next_edit
 
 NEXT_EDIT = """<|recently_viewed_code_snippets|>
 <|recently_viewed_code_snippet|>
@@ -82,6 +82,12 @@ def test_lines_with_less_indentation_than_asked_end_a_gap():
     assert cut("one STOP two", stop=("STOP",)) == "one "
 
 
+SKETCH = (
+    "<|original_code|>\ndef add(a, b):\n    return a\n<|/original_code|>\n\n"
+    "<|update_snippet|>\nreturn a + b\n<|/update_snippet|>"
+)
+
+
 def test_taking_a_next_edit_apart_is_linear():
     started = time.perf_counter()
     with pytest.raises(RequestError):
@@ -116,6 +122,25 @@ def test_a_change_is_worked_in(served):
     for path in ("/v1/apply", "/v1/code/apply"):
         told = post(served, path, body).json()
         assert isinstance(told["mergedCode"], str) and told["usage"]["prompt_tokens"] > 0
+
+
+def test_a_change_in_tagged_blocks_is_worked_in(served):
+    plain = {"initialCode": "def add(a, b):\n    return a", "editSnippet": "return a + b"}
+    merged = post(served, "/v1/apply", plain).json()["mergedCode"]
+    body = {"messages": [{"role": "user", "content": SKETCH}]}
+    for path in ("/v1/apply/completions", "/apply/completions"):
+        told = post(served, path, body).json()["choices"][0]
+        assert told["message"] == {"role": "assistant", "content": merged} and told["finish_reason"] == "stop"
+    streamed = post(served, "/v1/apply/completions", {**body, "stream": True}).text
+    chunks = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == merged
+
+
+def test_a_message_that_lacks_a_block_is_400_and_named(served):
+    for missing in ("original_code", "update_snippet"):
+        content = SKETCH.replace(f"<|{missing}|>", "")
+        told = post(served, "/v1/apply/completions", {"messages": [{"role": "user", "content": content}]})
+        assert told.status_code == 400 and f"<|{missing}|>" in told.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,23 @@ Gaps and edits run in threads: they are several requests of the engine each, whi
 """
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from presswork.engine.edit import EditReply
 from presswork.engine.engine import Engine
 from presswork.errors import RequestError
 from presswork.server.errors import HttpError
 from presswork.server.gaps import Filled, Gap, fill_gap, stops_of, suffix_of
 from presswork.server.generation import warm
-from presswork.server.next_edit import NextEdit, read_next_edit
 from presswork.server.registry import Lease
 from presswork.server.routes.chat import checked_choices
 from presswork.server.routes.common import new_id, now, server_of, streamed, whole
 from presswork.server.sse import DONE, event, readable
+from presswork.server.tagged import NextEdit, Sketch, read_next_edit, read_sketch
 from presswork.server.wire import Listed, Wire, or_none, refuse, without_none
 
 router = APIRouter()
@@ -80,7 +81,7 @@ class InfillRequest(Wire):
 
 
 class EditRequest(Wire):
-    """A body of POST /v1/edit/completions: one user message of tagged blocks."""
+    """A body of POST /v1/edit/completions and /v1/apply/completions: one user message of tagged blocks."""
 
     messages: Listed[dict[str, Any]]
     model: str | None = None
@@ -208,11 +209,23 @@ def _infilled(body: InfillRequest, lease: Lease, found: Filled, number: int, too
 @router.post("/edit/completions")
 async def edit(request: Request, body: EditRequest) -> Response:
     """Rewrite the marked region of a file; the answer is the region in a code fence."""
+    asked = read_next_edit(_only_message(body))
+    return await _edited(request, body, lambda lease, params: _edited_region(lease, asked, params), "```\n{}\n```")
+
+
+@router.post("/v1/apply/completions")
+@router.post("/apply/completions")
+async def apply_in_blocks(request: Request, body: EditRequest) -> Response:
+    """Work a sketched change into a text; the answer is the whole text."""
+    sketch = read_sketch(_only_message(body))
+    return await _edited(request, body, lambda lease, params: _worked_in(lease, sketch, None, params).text, "{}")
+
+
+async def _edited(
+    request: Request, body: EditRequest, edit: Callable[[Lease, dict[str, Any]], str], shown_as: str
+) -> Response:
+    """The text that an edit gives, chat-shaped."""
     refuse(body, {"top_p": (1,)})
-    (message,) = body.messages if len(body.messages) == 1 else (None,)
-    if message is None or message.get("role") != "user" or not isinstance(message.get("content"), str):
-        raise RequestError("an edit takes exactly one message, of role user, with a text")
-    asked = read_next_edit(message["content"])
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
@@ -221,18 +234,24 @@ async def edit(request: Request, body: EditRequest) -> Response:
                 temperature=body.temperature,
                 presence_penalty=body.presence_penalty,
                 frequency_penalty=body.frequency_penalty,
+                strength=_EDIT_STRENGTH if body.strength is None else body.strength,
             )
-            strength = _EDIT_STRENGTH if body.strength is None else body.strength
-            region = await lease.run(_edited_region, lease, asked, strength, params)
+            text = await lease.run(edit, lease, params)
             for stop in stops_of(body.stop):
-                region = region.partition(stop)[0]
-            text = f"```\n{region}\n```"
-            usage = await lease.read(_usage, lease.model, message["content"], region)
-            return _chat(body.model or lease.name, text, "stop", usage)
+                text = text.partition(stop)[0]
+            usage = await lease.read(_usage, lease.model, _only_message(body), text)
+            return _chat(body.model or lease.name, shown_as.format(text), "stop", usage)
 
     if body.stream:
         return await streamed(request, _chat_chunks(answer))
     return JSONResponse(await whole(request, answer()))
+
+
+def _only_message(body: EditRequest) -> str:
+    (message,) = body.messages if len(body.messages) == 1 else (None,)
+    if message is None or message.get("role") != "user" or not isinstance(message.get("content"), str):
+        raise RequestError("an edit takes exactly one message, of role user, with a text")
+    return message["content"]
 
 
 @router.post("/v1/apply")
@@ -243,12 +262,10 @@ async def apply(request: Request, body: ApplyRequest) -> dict[str, Any]:
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
-            instruction = f"{body.instruction or 'Work this change into the code.'}\n\n{body.editSnippet}"
             strength = _EDIT_STRENGTH if body.strength is None else body.strength
-            reply = await lease.run(
-                lease.model.edit, body.initialCode, instruction, strength=strength, adapter=lease.adapter,
-                **_given(seed=body.seed),
-            )  # fmt: skip
+            params = _given(seed=body.seed, strength=strength)
+            sketch = Sketch(body.initialCode, body.editSnippet)
+            reply = await lease.run(_worked_in, lease, sketch, body.instruction, params)
             usage = await lease.read(_usage, lease.model, body.initialCode + body.editSnippet, reply.text)
             return {"mergedCode": reply.text, "usage": usage}
 
@@ -281,16 +298,20 @@ def _with_extra(extra: list[dict[str, Any]], prefix: str) -> str:
     return "".join(parts) + prefix
 
 
-def _edited_region(lease: Lease, asked: NextEdit, strength: float, params: Mapping[str, Any]) -> str:
+def _worked_in(lease: Lease, sketch: Sketch, instruction: str | None, params: Mapping[str, Any]) -> EditReply:
+    """The text with a sketched change worked in."""
+    told = f"{instruction or 'Work this change into the code.'}\n\n{sketch.update}"
+    return lease.model.edit(sketch.original, told, adapter=lease.adapter, **params)
+
+
+def _edited_region(lease: Lease, asked: NextEdit, params: Mapping[str, Any]) -> str:
     """The region as it should be next; what was looked at and changed lately stands before the file."""
     head = f"{asked.context}\n\n" if asked.context else ""
     text = head + asked.before + asked.region + asked.after
     start = len(head) + len(asked.before)
     if not asked.region:
         return asked.region
-    reply = lease.model.edit(
-        text, spans=[(start, start + len(asked.region))], strength=strength, adapter=lease.adapter, **params
-    )
+    reply = lease.model.edit(text, spans=[(start, start + len(asked.region))], adapter=lease.adapter, **params)
     return reply.spans[0].new
 
 

@@ -65,6 +65,7 @@ async def metrics(request: Request) -> Response:
         server.metrics.running.labels(model.name).set(0 if engine is None else engine.num_running)
         server.metrics.waiting.labels(model.name).set(0 if engine is None else engine.num_waiting)
         server.metrics.loaded_bytes.labels(model.name).set(0 if engine is None else model.num_bytes)
+        server.metrics.prefix_bytes.labels(model.name).set(0 if engine is None else engine.prefix.num_bytes)
     return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

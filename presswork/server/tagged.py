@@ -1,4 +1,4 @@
-"""The text of a next-edit request: one message of tagged blocks, as Inception's clients send it."""
+"""Messages of tagged blocks, as Inception's clients send them: the next edit, and a change to work in."""
 
 from dataclasses import dataclass
 
@@ -24,6 +24,14 @@ class NextEdit:
     context: str
 
 
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """A text, and a sketch of what it should become."""
+
+    original: str
+    update: str
+
+
 def read_next_edit(content: str) -> NextEdit:
     """Take a message apart. Raises RequestError where it has no part to edit."""
     file = _block(content, "current_file_content")
@@ -35,8 +43,7 @@ def read_next_edit(content: str) -> NextEdit:
     if parts is None:
         raise RequestError("the current file has no <|code_to_edit|> block; mark what may change")
     before, region, after = parts
-    # The line breaks behind the opening tag and before the closing one belong to the tags.
-    region = region.removeprefix("\n").removesuffix("\n")
+    region = _without_breaks(region)
     place = region.find(_CURSOR)
     context = [block for name in ("recently_viewed_code_snippets", "edit_diff_history")
                if (block := _block(content, name))]  # fmt: skip
@@ -47,6 +54,20 @@ def read_next_edit(content: str) -> NextEdit:
         cursor=None if place < 0 else place,
         context="\n".join(context).strip(),
     )
+
+
+def read_sketch(content: str) -> Sketch:
+    """Take a message apart. Raises RequestError where it lacks one of its blocks."""
+    original, update = _block(content, "original_code"), _block(content, "update_snippet")
+    if original is None or update is None:
+        missing = "original_code" if original is None else "update_snippet"
+        raise RequestError(f"the message has no <|{missing}|> block; send one with the code, one with the update")
+    return Sketch(_without_breaks(original), _without_breaks(update))
+
+
+def _without_breaks(text: str) -> str:
+    """A block's text; the line breaks behind its opening tag and before its closing one belong to the tags."""
+    return text.removeprefix("\n").removesuffix("\n")
 
 
 def _block(content: str, name: str) -> str | None:

@@ -1,0 +1,53 @@
+"""One canvas by the definition: a plain loop over full logits, with pins and early commits."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from presswork.engine.engine import Engine
+from presswork.engine.params import SamplingParams
+from presswork.ops.vocab_head.reference import draw
+
+
+def plain_canvas(
+    engine: Engine, prompt: Sequence[int], before: Sequence[int], index: int, length: int, pins: Mapping[int, int],
+    params: SamplingParams,
+) -> tuple[list[int], list[int]]:  # fmt: skip
+    """(the canvas, how many of its positions were committed after each step); no early stop.
+
+    Args: before: what was written before it. pins: by position in the canvas.
+    """
+    ids = [*prompt, *before]
+    noise, schedule = engine.submit(ids, params).noise, params.rules().schedule
+    vocab = engine.model.config.vocab_size
+    held, num_committed = dict(pins), [0]
+    unchanged = [0] * length
+    canvas, belief, best = noise.initial_canvas(index, length, vocab).tolist(), None, None
+    for position, token in held.items():
+        canvas[position] = token
+    for step in range(params.max_denoising_steps):
+        z = engine.canvas_logits(ids, canvas, belief) / schedule.temperature(step)
+        p = z.double().softmax(-1)
+        entropy = -(p * p.log()).sum(-1)
+        sample, previous, best = draw(p, noise.uniforms(index, step, length)).tolist(), best, z.argmax(-1).tolist()
+        for position, token in held.items():
+            sample[position] = best[position] = token
+        spent, kept = 0.0, set(held)
+        for i in sorted((i for i in range(length) if i not in held), key=lambda i: float(entropy[i])):
+            if spent <= params.entropy_bound:
+                kept.add(i)
+            spent += float(entropy[i])
+        fresh = noise.renoise(index, step, length, vocab).tolist()
+        canvas = [(sample if i in kept else fresh)[i] for i in range(length)]
+        belief = z.clone()
+        for position, token in held.items():
+            belief[position] = torch.full_like(belief[position], -torch.inf)
+            belief[position, token] = 0.0
+        unchanged = [n + 1 if previous and previous[i] == best[i] else 0 for i, n in enumerate(unchanged)]
+        if params.commit_after is not None and step + 1 < params.max_denoising_steps:
+            settled = [i in kept and unchanged[i] >= params.commit_after for i in range(length)]
+            num = settled.index(False) if False in settled else length
+            held |= {i: best[i] for i in range(num)}
+            num_committed.append(num)
+    assert best is not None
+    return best, num_committed

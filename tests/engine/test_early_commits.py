@@ -1,0 +1,104 @@
+"""Text that goes out before its canvas has settled: as a plain loop has it, never taken back, alone and in a crowd."""
+
+import re
+
+import pytest
+
+from presswork.engine.engine import Engine
+from presswork.engine.events import Commit, Done, Draft
+from presswork.engine.loader import load
+from presswork.engine.params import SamplingParams
+from presswork.errors import RequestError
+from presswork.grammar.languages import Regex
+from tests.engine.conftest import prompt_ids
+from tests.engine.plain import plain_canvas
+
+PROMPT = prompt_ids(7, 1)
+# Cold, so that a model of random weights settles; a bound that accepts much.
+OWN = dict(
+    max_tokens=20, seed=3, max_denoising_steps=12, entropy_bound=20.0, t_min=0.05, t_max=0.3, ignore_eos=True,
+    commit_after=1, confidence_threshold=None,
+)  # fmt: skip
+
+
+def commits(events: list) -> list[Commit]:
+    return [event for event in events if isinstance(event, Commit)]
+
+
+@pytest.mark.parametrize("pins", [{}, {1: 11, 9: 12, 18: 13}])
+@pytest.mark.parametrize("commit_after", [1, 2, 3])
+def test_the_engine_agrees_with_a_plain_loop_over_three_canvases(engine, pins, commit_after):
+    params = SamplingParams(**{**OWN, "commit_after": commit_after})
+    written: list[int] = []
+    plain: list[tuple[int, int]] = []
+    for index, length in enumerate((8, 8, 4)):
+        inside = {p - len(written): token for p, token in pins.items() if 0 <= p - len(written) < length}
+        canvas, counts = plain_canvas(engine, PROMPT, written, index, length, inside, params)
+        written += canvas
+        plain += [(index, b - a) for a, b in zip(counts, [*counts[1:], length], strict=True) if b > a]
+    assert len(plain) > 3, "the case must commit early"
+    found = commits(list(engine.stream(prompt_token_ids=PROMPT, pins=pins, **{**OWN, "commit_after": commit_after})))
+    assert [token for commit in found for token in commit.token_ids] == written
+    assert [(commit.canvas_index, len(commit.token_ids)) for commit in found] == plain
+
+
+def test_what_is_text_stays_in_every_later_draft(engine):
+    text: list[int] = []
+    open_canvas = 0
+    for event in engine.stream(prompt_token_ids=PROMPT, drafts=True, **OWN):
+        if isinstance(event, Commit):
+            text = event.token_ids if event.canvas_index > open_canvas else text + event.token_ids
+            open_canvas = event.canvas_index
+        elif isinstance(event, Draft) and event.canvas_index == open_canvas:
+            assert event.num_committed == len(text)
+            assert event.token_ids[: len(text)] == text
+
+
+def test_a_crowd_changes_nothing(confident_model):
+    cases = [{**OWN, "seed": seed, "commit_after": after} for seed in range(4) for after in (1, 2, None)]
+    alone = [Engine(confident_model).generate(prompt_token_ids=PROMPT, **case).token_ids for case in cases]
+    engine = Engine(confident_model)
+    crowd = [engine.submit(PROMPT, engine.defaults.changed(**case)) for case in cases]
+    found = [next(e.reply for e in list(engine.events(one)) if isinstance(e, Done)).token_ids for one in crowd]
+    assert found == alone
+
+
+def test_logprobs_and_traces_have_an_entry_for_every_token(engine):
+    pins = {2: 11}
+    reply = engine.generate(prompt_token_ids=PROMPT, pins=pins, logprobs=1, trace=True, **OWN)
+    assert [one.token_id for one in reply.logprobs] == reply.token_ids
+    assert [one.token_id for one in reply.trace] == reply.token_ids
+    assert [one.is_pinned for one in reply.trace] == [position in pins for position in range(20)]
+
+
+@pytest.fixture(scope="module")
+def molecules():
+    return load("molecules")
+
+
+def test_an_end_that_settled_ends_the_reply_while_the_rest_still_moves(molecules):
+    ask = {"prompt_token_ids": [molecules.model.config.bos_token_id], "max_denoising_steps": 32, "seed": 1}
+    *told, done = molecules.stream(drafts=True, commit_after=1, **ask)
+    drafts = [event for event in told if isinstance(event, Draft)]
+    assert done.reply.finish_reason == "stop"
+    assert len(commits(told)) > 1
+    assert "".join(commit.text for commit in commits(told)) == done.reply.text
+    assert len(done.reply.token_ids) < len(drafts[-1].token_ids)
+    whole = molecules.generate(confidence_threshold=None, **ask)
+    assert done.reply.stats.num_denoise_steps < whole.stats.num_denoise_steps
+
+
+def test_a_language_is_kept_to(molecules):
+    pattern = "C[CNO]{5,20}(=O)?"
+    for seed in range(6):
+        ask = {"prompt_token_ids": [molecules.model.config.bos_token_id], "seed": seed, "max_denoising_steps": 16}
+        *told, done = molecules.stream(constraint=Regex(pattern), commit_after=1, **ask)
+        assert re.fullmatch(pattern, done.reply.text)
+        assert "".join(commit.text for commit in commits(told)) == done.reply.text
+
+
+def test_commit_after_is_a_count_and_about_canvases(engine):
+    with pytest.raises(RequestError, match="commit_after must be an integer of at least 1 or none, got 0"):
+        engine.generate(prompt_token_ids=PROMPT, commit_after=0)
+    with pytest.raises(RequestError, match="mode 'ar' has no canvas: commit_after must be none, got 2"):
+        engine.generate(prompt_token_ids=PROMPT, mode="ar", commit_after=2)
