@@ -188,9 +188,7 @@ async def _read_some(client: httpx.AsyncClient, asked: dict[str, Any], num_lines
 async def malformed(client: httpx.AsyncClient, body: dict[str, Any], alone: str, draw: random.Random) -> str:
     """A body that is no request."""
     content, accepted = draw.choice(MALFORMED)
-    response = await client.post(
-        "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
-    )
+    response = await client.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
     refused = response.status_code in accepted and "message" in response.json()["error"]
     return "malformed: refused" if refused else f"malformed: status {response.status_code} for {content[:60]!r}"
 

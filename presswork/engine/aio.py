@@ -4,15 +4,19 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from presswork.engine.engine import Engine
 from presswork.engine.events import Done, Event, Reply
 from presswork.engine.params import SamplingParams
 from presswork.engine.request import Request
-from presswork.errors import GenerationError, PressworkError, RequestError
+from presswork.errors import EngineClosedError, GenerationError, PressworkError, RequestError
 
 logger = logging.getLogger(__name__)
+
+_PREPARING = 2  # threads that prepare languages
 
 
 class _Listener:
@@ -42,6 +46,8 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine):
         self.engine = engine
+        # Preparing a language may take seconds; other requests do not wait behind it.
+        self._preparing = ThreadPoolExecutor(_PREPARING, thread_name_prefix="presswork-prepare")
         self._listeners: list[_Listener] = []
         self._changed = threading.Condition()
         self._stopping = False
@@ -55,9 +61,11 @@ class AsyncEngine:
 
         Raises: what Engine.submit raises, and the request's own error.
         """
-        submitting = asyncio.ensure_future(
-            asyncio.to_thread(self.engine.submit, prompt_ids, params, wants_drafts=drafts)
-        )
+        if self._stopping:
+            raise EngineClosedError("the engine is closed; load the model again")
+        threads = None if params is None or params.constraint is None else self._preparing
+        submit = partial(self.engine.submit, prompt_ids, params, wants_drafts=drafts)
+        submitting = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(threads, submit))
         try:
             request = await asyncio.shield(submitting)
         except asyncio.CancelledError:
@@ -109,6 +117,7 @@ class AsyncEngine:
             self._changed.notify()
         await asyncio.to_thread(self._worker.join)
         self.engine.close()
+        self._preparing.shutdown(wait=False)
         for listener in self._listeners:
             listener.forward()
         self._listeners.clear()

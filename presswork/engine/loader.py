@@ -62,7 +62,7 @@ def load(
             f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model {vocab_size}; they do not "
             "belong together, download the model again"
         )
-    model = load_model(folder, device=as_device(device), dtype=_dtype(dtype), progress=progress)
+    model = load_model(folder, device=as_device(device), dtype=as_dtype(dtype), progress=progress)
     return Engine(
         model,
         tokenizer=tokenizer,
@@ -84,7 +84,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The torch dtype of that name; None stays None. Raises ConfigError."""
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)} or none, got {dtype!r}")

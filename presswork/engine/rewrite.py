@@ -237,26 +237,33 @@ def _lay_out(
     # Whole canvases for the gaps and what stands between them, the last of which shows what follows.
     needed = inner + window.gap_tokens
     total = -(-(needed + max(1, known // 4)) // known) * known
-    after, is_all = first_tokens(tokenizer, fixed[-1], total)
-    # With less behind the gaps than that, a short gap could not fill the canvases.
-    is_open = not is_all or inner + len(after) >= total
-    total = total if is_open else needed + len(after) + 1
-    if total > room:
-        raise _no_room(total, room, engine.max_context)
-    last = text_of(tokenizer, after, fixed[-1]) if is_open else fixed[-1]
-    anchors = None if window.start is None else _anchors(window.start, (*fixed[:-1], last), is_open=is_open)
-    if window.start is not None and anchors is None:
-        return None
-    shown = None
-    if is_open:
-        least = max(1, min(len(after), known // 4))
-        while not text_of(tokenizer, after[:least], last) and least < len(after):
-            least += 1
-        shown = len(text_of(tokenizer, after[:least], last).encode())
-        if anchors is not None:
-            shown = max(shown, len(last[: anchors[-1]].encode()))
-    language = Segments((*fixed[:-1], last), gap, shown=shown, anchors=anchors)
+    while True:
+        after, is_all = first_tokens(tokenizer, fixed[-1], total)
+        # With less behind the gaps than that, a short gap could not fill the canvases.
+        is_open = not is_all or inner + len(after) >= total
+        total = total if is_open else needed + len(after) + 1
+        if total > room:
+            raise _no_room(total, room, engine.max_context)
+        last = text_of(tokenizer, after, fixed[-1]) if is_open else fixed[-1]
+        anchors = None if window.start is None else _anchors(window.start, (*fixed[:-1], last), is_open=is_open)
+        if window.start is not None and anchors is None:
+            return None
+        shown = _shown(tokenizer, after, last, max(1, known // 4), 0 if anchors is None else anchors[-1])
+        if not is_open or inner + len(tokenizer.encode_plain(shown)) <= total:
+            break
+        # What has to be seen behind the last gap has more tokens than a canvas has left.
+        total += known
+    seen = len(shown.encode()) if is_open else None
+    language = Segments((*fixed[:-1], last), gap, shown=seen, anchors=anchors)
     return _Layout(language=language, max_tokens=total, canvas_length=min(known, total))
+
+
+def _shown(tokenizer: Tokenizer, after: Sequence[int], text: str, least: int, anchor: int) -> str:
+    """What the canvases have to show of a text behind the last gap: so many tokens, whole characters, the anchor."""
+    least = min(least, len(after))
+    while not text_of(tokenizer, after[:least], text) and least < len(after):
+        least += 1
+    return max(text_of(tokenizer, after[:least], text), text[:anchor], key=len)
 
 
 def _anchors(start: Sequence[str], fixed: Sequence[str], *, is_open: bool) -> tuple[int, ...] | None:

@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from presswork.engine.abandon import abandonable
 from presswork.engine.aio import AsyncEngine
 from presswork.engine.engine import Engine
-from presswork.engine.loader import load
-from presswork.errors import ModelNotFoundError, PressworkError
+from presswork.engine.loader import as_dtype, load
+from presswork.errors import EngineClosedError, ModelNotFoundError, PressworkError
 from presswork.server.config import ServerConfig
 from presswork.server.errors import HttpError
 from presswork.weights.config_files import read_config
 from presswork.weights.hub import resolve
+from presswork.weights.load import loaded_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class ServedModel:
     """One model a server offers.
 
     Args:
-        num_bytes: of its weight files, which is what it counts for in memory.
+        num_bytes: of its weights in memory.
         progress: share of its weights read, while it loads.
         num_users: requests that hold it.
         loading: the load on its way, which belongs to no request.
@@ -106,6 +106,7 @@ class ModelRegistry:
             name: ServedModel(name=name, source=source, adapters=dict(config.adapters.get(name, {})))
             for name, source in config.models.items()
         }
+        self._is_closing = False  # seen by the thread that reads weights, which cannot be cancelled
         self._room = asyncio.Lock()  # one model at a time makes room and reads its weights
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="presswork-read")
         self._workers = ThreadPoolExecutor(config.engine.max_running, thread_name_prefix="presswork-work")
@@ -164,7 +165,8 @@ class ModelRegistry:
                         await self._unload(model)
 
     async def close(self) -> None:
-        """Unload everything; requests in flight end with an error. Mutates self."""
+        """Unload everything, and stop what is being loaded; requests in flight end with an error. Mutates self."""
+        self._is_closing = True
         for model in self._models.values():
             if model.loading is not None:
                 model.loading.cancel()
@@ -189,11 +191,13 @@ class ModelRegistry:
     async def _load(self, model: ServedModel) -> None:
         folder = await asyncio.to_thread(resolve, model.source)
         async with self._room:
-            model.num_bytes = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+            model.num_bytes = await asyncio.to_thread(loaded_bytes, folder, as_dtype(self._config.dtype))
             await self._make_room(model)
             started = time.perf_counter()
 
             def report(done: int, total: int) -> None:
+                if self._is_closing:
+                    raise EngineClosedError("the server stopped while the model was loaded")
                 model.progress = done / max(1, total)
 
             def loaded() -> Engine:

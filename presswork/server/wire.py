@@ -59,24 +59,11 @@ def own_fields(body: BaseModel) -> dict[str, Any]:
     return {name: getattr(body, name) for name in _own}
 
 
-def without_none(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was given."""
-    return {name: value for name, value in given.items() if value is not None}
+def bounded(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, null being nothing. Raises RequestError past what one request may cost.
 
-
-def sampling(body: BaseModel, defaults: SamplingParams, **own: Any) -> SamplingParams:
-    """A request's parameters: the model's defaults, the engine's own fields in the body, then what is given here.
-
-    Args: own: fields of SamplingParams; None leaves the default.
-    Raises: RequestError.
+    The engine itself has no such bounds.
     """
-    given = {**own_fields(body), **own}
-    _check_bounds(given)
-    return defaults.changed(**without_none(given))
-
-
-def _check_bounds(given: Mapping[str, Any]) -> None:
-    """What one request may cost at most; the engine itself has no such bounds. Raises RequestError."""
     bounds = {"max_denoising_steps": _MOST_STEPS, "stability_threshold": _MOST_STABLE}
     for name, most in bounds.items():
         value = given.get(name)
@@ -88,6 +75,16 @@ def _check_bounds(given: Mapping[str, Any]) -> None:
         raise RequestError(f"stop takes at most {_MOST_STOPS} strings of {_STOP_CHARACTERS} characters here")
     if len(given.get("logit_bias") or ()) > _MOST_BIASES:
         raise RequestError(f"logit_bias takes at most {_MOST_BIASES} tokens here")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def sampling(body: BaseModel, defaults: SamplingParams, **own: Any) -> SamplingParams:
+    """A request's parameters: the model's defaults, the engine's own fields in the body, then what is given here.
+
+    Args: own: fields of SamplingParams; None leaves the default.
+    Raises: RequestError.
+    """
+    return defaults.changed(**bounded({**own_fields(body), **own}))
 
 
 def or_none(number: int | None) -> int | None:

@@ -52,6 +52,12 @@ class _Plan:
     embedding: str
 
 
+def loaded_bytes(folder: str | Path, dtype: torch.dtype | None = None) -> int:
+    """What a folder's tensors take in memory once they are loaded; args and errors as `load_model`'s."""
+    kinds = ((prod(one.shape), dtype or _DTYPES.get(one.dtype, torch.float32)) for one in _scan(Path(folder)).values())
+    return sum(size * kind.itemsize for size, kind in kinds)
+
+
 def load_model(
     folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
     progress: Progress | None = None,

@@ -1,13 +1,15 @@
 """The asyncio facade: same events, cancellation, clean end."""
 
 import asyncio
+import threading
 
 import pytest
 
 from presswork.engine.aio import AsyncEngine
 from presswork.engine.engine import Engine
 from presswork.engine.events import Done, Draft
-from presswork.errors import RequestError
+from presswork.errors import EngineClosedError, RequestError
+from presswork.grammar.languages import Regex
 from tests.engine.conftest import prompt_ids
 
 
@@ -43,6 +45,34 @@ def test_leaving_a_stream_cancels_the_request(confident_model):
         return running
 
     assert asyncio.run(main()) == 0
+
+
+def test_requests_do_not_wait_behind_languages_that_are_prepared(confident_model, monkeypatch):
+    is_free = threading.Event()
+    engine = Engine(confident_model)
+    submit = engine.submit
+
+    def slow(ids, params=None, **options):
+        if params is not None and params.constraint is not None:
+            assert is_free.wait(20)
+            params = params.changed(constraint=None)
+        return submit(ids, params, **options)
+
+    monkeypatch.setattr(engine, "submit", slow)
+
+    async def main() -> None:
+        facade = AsyncEngine(engine)
+        kept = {"constraint": Regex("a"), "max_tokens": 4}
+        slow_ones = [asyncio.ensure_future(facade.generate(prompt_token_ids=[5], **kept)) for _ in range(40)]
+        await asyncio.sleep(0.1)
+        await asyncio.wait_for(facade.generate(prompt_token_ids=[5], max_tokens=4), 20)
+        is_free.set()
+        await asyncio.gather(*slow_ones)
+        await facade.aclose()
+        with pytest.raises(EngineClosedError):
+            await facade.generate(prompt_token_ids=[5], max_tokens=4)
+
+    asyncio.run(main())
 
 
 def test_errors_reach_the_caller(confident_model):

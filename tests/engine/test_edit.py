@@ -56,6 +56,15 @@ def test_outside_the_spans_nothing_changes(engine, seed, max_changes):
     assert_kept(reply, text, spans)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_texts_of_bytes_that_have_no_tokens_of_their_own_are_edited(engine, seed):
+    # Each character is several tokens, none of which may be left over where the last canvas ends.
+    rng = random.Random(seed)
+    text = "".join(chr(rng.choice([rng.randrange(33, 0xD800), rng.randrange(0x10000, 0x110000)])) for _ in range(24))
+    reply = edit(engine, text, seed=seed, max_denoising_steps=4, num_candidates=4)
+    assert_kept(reply, text, [(0, len(text))])
+
+
 def test_a_whole_text_is_edited_window_by_window(engine):
     reply = edit(engine, SOURCE * 2, strength=0.6)
     (part,) = reply.spans

@@ -195,6 +195,32 @@ def test_a_load_goes_on_when_those_that_wait_leave_and_is_done_once(folder, monk
     assert len(loads) == 1
 
 
+def test_a_server_that_stops_does_not_wait_for_a_load(folder, monkeypatch):
+    ended = threading.Event()
+
+    def endless(source, *, progress, **options):
+        try:
+            for done in range(3000):
+                time.sleep(0.01)
+                progress(done, 3000)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(registry, "load", endless)
+
+    async def run():
+        models = registry.ModelRegistry(ServerConfig(models={"tiny": str(folder)}))
+        waiting = asyncio.ensure_future(models.use("tiny").__aenter__())
+        await asyncio.sleep(0.3)
+        await models.close()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    started = time.perf_counter()
+    asyncio.run(run())
+    assert ended.is_set() and time.perf_counter() - started < 5
+
+
 def test_a_model_that_is_not_there_yet_is_listed_without_its_window(folder):
     with serving(ServerConfig(models={"tiny": str(folder), "far": "nobody/nothing"})) as served:
         found = {one["id"]: one for one in httpx.get(f"{served.url}/v1/models").json()["data"]}

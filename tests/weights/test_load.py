@@ -18,6 +18,7 @@ from presswork.weights import load
 from presswork.weights.initialise import random_model
 from presswork.weights.load import is_finite, load_model
 from presswork.weights.names import DECODER, ENCODER
+from presswork.weights.save import save_model
 from tests.weights.folders import assert_same_weights, edit_json, named_tensors, write_folder, write_shards
 
 UNTIED = tiny_config(tie_word_embeddings=False)
@@ -180,6 +181,14 @@ def test_the_checkpoints_dtype_is_kept(tmp_path: Path, model: Transformer, dtype
     loaded = load_model(write_folder(tmp_path, model.config, stored))
     assert {tensor.dtype for tensor in loaded.state_dict().values()} == {dtype}
     assert loaded.decoder.embedding.equal(model.decoder.embedding.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_what_a_folder_takes_in_memory_is_known_before(tmp_path: Path, model: Transformer, dtype) -> None:
+    save_model(fixture_model(model.config).bfloat16(), tmp_path)
+    loaded = load_model(tmp_path, dtype=dtype).state_dict().values()
+    held = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in loaded}
+    assert load.loaded_bytes(tmp_path, dtype) == sum(held.values())
 
 
 def test_mixed_dtypes_become_the_embeddings(tmp_path: Path, model: Transformer, tensors: dict[str, Tensor]) -> None:

@@ -61,10 +61,15 @@ class CanvasAutomaton:
     def alive_before(self, pins: Mapping[int, int], tokens_left: int) -> np.ndarray:
         """bool [S]: from which states a text can be finished in so many tokens with some of the next ones held.
 
+        Where nothing ends a text it has to have exactly so many; elsewhere its end tokens fill what is left.
+
         Args: pins: position, counted from 0, to token.
         """
         last = max(pins, default=-1)
-        alive = self.fewest <= tokens_left - last - 1
+        is_exact = self.end_class is None
+        alive = self.fewest <= (0 if is_exact else tokens_left - last - 1)
+        if is_exact:
+            last = tokens_left - 1
         sources = np.repeat(np.arange(self.tail + 1), np.diff(self.edge_starts))
         groups = np.repeat(np.arange(len(self.group_starts) - 1), np.diff(self.group_starts))
         for position in range(last, -1, -1):
@@ -73,8 +78,11 @@ class CanvasAutomaton:
                 holds = np.zeros(len(self.group_starts) - 1, bool)
                 holds[groups[self.group_classes == self.class_of[pins[position]]]] = True
                 usable = usable & holds[self.edge_group]
-            alive = np.zeros(self.tail + 1, bool)
-            alive[sources[usable]] = True
+            before = np.zeros(self.tail + 1, bool)
+            before[sources[usable]] = True
+            if not pins and np.array_equal(before, alive):
+                break
+            alive = before
         return alive
 
 

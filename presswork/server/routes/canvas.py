@@ -8,7 +8,7 @@ from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
 from presswork.server.constraints import of_structured_outputs
 from presswork.server.routes.common import server_of, whole
-from presswork.server.wire import Listed, Wire, without_none
+from presswork.server.wire import Listed, Wire, bounded
 
 router = APIRouter()
 
@@ -97,4 +97,4 @@ async def edit(request: Request, body: CanvasEditRequest) -> dict[str, Any]:
 
 
 def _given(body: FillRequest | CanvasEditRequest) -> dict[str, Any]:
-    return without_none({"temperature": body.temperature, "max_denoising_steps": body.max_denoising_steps})
+    return bounded({"temperature": body.temperature, "max_denoising_steps": body.max_denoising_steps})

@@ -21,7 +21,7 @@ from presswork.server.routes.chat import checked_choices
 from presswork.server.routes.common import new_id, now, server_of, streamed, whole
 from presswork.server.sse import DONE, event, readable
 from presswork.server.tagged import NextEdit, Sketch, read_next_edit, read_sketch
-from presswork.server.wire import Listed, Wire, or_none, refuse, without_none
+from presswork.server.wire import Listed, Wire, bounded, or_none, refuse
 
 router = APIRouter()
 
@@ -284,7 +284,7 @@ async def not_made_here(request: Request) -> Response:
 
 
 def _given(**params: Any) -> dict[str, Any]:
-    return without_none(params)
+    return bounded(params)
 
 
 def _with_extra(extra: list[dict[str, Any]], prefix: str) -> str:

@@ -19,7 +19,7 @@ from presswork.server.registry import Lease
 from presswork.server.routes.chat import StreamOptions, checked_choices, finish_reason
 from presswork.server.routes.common import counted, new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
-from presswork.server.wire import CanvasFields, Listed, biases, or_none, own_fields, sampling, without_none
+from presswork.server.wire import CanvasFields, Listed, biases, bounded, or_none, own_fields, sampling
 from presswork.text.parts import Piece
 from presswork.text.tokenizer import Tokenizer
 
@@ -165,7 +165,7 @@ async def filled(body: CompletionRequest, lease: Lease) -> dict[str, Any]:
         max_tokens=or_none(body.max_tokens) or _MAX_TOKENS,
         stop=stops_of(body.stop),
         language=of_structured_outputs(body.structured_outputs),
-        params=without_none(params),
+        params=bounded(params),
     )
     found = await fill_gap(lease, gap, checked_choices(body.n))
     return {

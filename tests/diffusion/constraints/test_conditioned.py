@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from presswork.diffusion.constraints import reference
-from presswork.diffusion.constraints.automaton import CanvasAutomaton, close
+from presswork.diffusion.constraints.automaton import CanvasAutomaton, close, leave_open
 from presswork.diffusion.constraints.conditioned import Conditioned, condition
 from presswork.errors import ConstraintError, GenerationError
 from presswork.grammar.byte_automaton import ByteAutomaton
@@ -92,6 +92,20 @@ def made(seed: int, length: int, spread: float = 3.0) -> tuple[ByteAutomaton, Ca
 def conditioned(automaton: CanvasAutomaton, z: np.ndarray, tokens_left: int = 0, seed: int = 0) -> Conditioned:
     uniform = np.random.default_rng(seed).random(len(z))
     return condition(automaton, 0, *masses(automaton, z), uniform, automaton.finals(tokens_left))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_where_nothing_ends_a_text_it_has_exactly_the_tokens_that_are_left(seed: int) -> None:
+    language = random_language(seed)
+    automaton = leave_open(lift(language, vocabulary()), len(TOKENS))
+    following = [set[int]() for _ in range(automaton.tail + 1)]
+    for state, _, to in edges(automaton):
+        following[state].add(to)
+    reached = [{state} for state in range(automaton.tail)]
+    for tokens_left in range(7):
+        expected = [any(automaton.text.accepts[end] for end in ends) for ends in reached]
+        assert automaton.alive_before({}, tokens_left)[:-1].tolist() == expected
+        reached = [{to for state in ends for to in following[state]} for ends in reached]
 
 
 @pytest.mark.parametrize("tokens_left", [0, 2])
