@@ -52,6 +52,17 @@ def give_stdin(monkeypatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
+def test_run_writes_the_likeliest_of_several(capsys):
+    expected = load("molecules").generate("CC(=O)", best_of=3, seed=5, max_tokens=20)
+    code, out, err = run(
+        capsys, "run", "CC(=O)", "-m", "molecules", "--best-of", "3", "--seed", "5", "--max-tokens", "20"
+    )
+    assert code == 0 and out == expected.text + "\n"
+    assert f"{expected.stats.num_denoise_steps} denoise steps in 3 canvases" in err
+    code, _, err = run(capsys, "run", EXAMPLE, "--best-of", "2", "--watch")
+    assert code == 2 and "--best-of writes several" in err
+
+
 def test_run_solves_the_example(capsys):
     code, out, err = run(capsys, "run")
     assert code == 0

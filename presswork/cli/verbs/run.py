@@ -27,6 +27,9 @@ def run(
     model: ModelOption = "sudoku",
     raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template to the prompt.")] = False,
     is_watched: Annotated[bool, typer.Option("--watch", "-w", help="Draw the canvas while it settles.")] = False,
+    best_of: Annotated[
+        int, typer.Option(help="Write so many replies; the one that the causal mode finds likeliest counts.", min=1)
+    ] = 1,
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
@@ -49,14 +52,16 @@ def run(
     """
     if is_watched and as_json:
         raise RequestError("--watch and --json exclude each other: one is for eyes, the other for programs")
+    if is_watched and best_of > 1:
+        raise RequestError("--watch shows one reply as it is written, and --best-of writes several; leave one out")
     text = _prompt(prompt, file, raw)
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling, adapters=adapters or ())
     if text is None:
         text = _example(engine, raw)
     if is_sudoku(engine) and not raw:
-        _solve(engine, text, sampling, is_watched=is_watched, as_json=as_json)
+        _solve(engine, text, sampling, best_of, is_watched=is_watched, as_json=as_json)
         return
-    reply, held_s = _generate(engine, text, sampling, raw=raw, is_watched=is_watched, is_quiet=as_json)
+    reply, held_s = _generate(engine, text, sampling, best_of, raw=raw, is_watched=is_watched, is_quiet=as_json)
     _finish(engine, reply, held_s, as_json=as_json)
 
 
@@ -84,9 +89,14 @@ def _example(engine: Engine, raw: bool) -> str:
 
 
 def _generate(
-    engine: Engine, text: str, sampling: dict[str, Any], *, raw: bool, is_watched: bool, is_quiet: bool
+    engine: Engine, text: str, sampling: dict[str, Any], best_of: int, *, raw: bool, is_watched: bool, is_quiet: bool
 ) -> tuple[Reply, float]:
     """The reply, and the seconds it was held up by drawing."""
+    if best_of > 1:
+        best = engine.generate(text, raw=raw, best_of=best_of, **sampling)
+        if not is_quiet:
+            write_text(best.text + "\n")
+        return best, 0.0
     if is_watched and not can_draw():
         note("standard output is not a terminal: the canvas is not drawn")
         is_watched = False
@@ -98,14 +108,16 @@ def _generate(
     return reply, held_s
 
 
-def _solve(engine: Engine, text: str, sampling: dict[str, Any], *, is_watched: bool, as_json: bool) -> None:
+def _solve(
+    engine: Engine, text: str, sampling: dict[str, Any], best_of: int, *, is_watched: bool, as_json: bool
+) -> None:
     """A puzzle in, a grid out."""
     puzzle, shown_puzzle = puzzle_text(text)
     if not as_json:
         note(f"{shown_puzzle}\n")
     # A grid with its end token, and no second canvas where a model forgets the end.
     sampling = {"max_tokens": MAX_TOKENS, **sampling}
-    reply, held_s = _generate(engine, text, sampling, raw=False, is_watched=is_watched, is_quiet=True)
+    reply, held_s = _generate(engine, text, sampling, best_of, raw=False, is_watched=is_watched, is_quiet=True)
     grid, verdict = grid_text(puzzle, reply)
     if not as_json:
         write_text((reply.text if grid is None else grid) + "\n")
