@@ -102,9 +102,9 @@ class CanvasState:
         """Denoise steps taken."""
         return self.step - self.first_step
 
-    def num_settled(self, num_steps: int) -> int:
-        """Leading positions that the latest step accepted and whose arg-max has not changed for so many steps."""
-        settled = self.accepted & (self.num_steps - self.settled_step >= num_steps)
+    def num_settled(self, num_steps: int, entropy: float) -> int:
+        """Leading positions of at most this entropy whose arg-max has not changed for so many steps."""
+        settled = (self.entropy <= entropy) & (self.num_steps - self.settled_step >= num_steps)
         return int(settled.long().cumprod(0).sum())
 
 
@@ -175,9 +175,15 @@ def advance(state: CanvasState, reading: StepReading, rules: DiffusionRules, noi
 
 
 def hold(state: CanvasState, num: int, embedding: Float[Tensor, "V D"]) -> None:
-    """Hold the arg-max of the first so many positions from now on, beside what is pinned. Mutates the state."""
+    """Hold the arg-max of the first so many positions from now on, beside what is pinned. Mutates the state.
+
+    The next pass reads those tokens already, and is certain of them.
+    """
     positions = torch.arange(num, device=state.argmax.device)
     tokens = state.argmax[:num]
+    state.tokens = torch.cat([tokens, state.tokens[num:]])
+    if state.belief is not None:
+        state.belief = torch.cat([embedding[tokens].to(state.belief.dtype), state.belief[num:]])
     if state.pins is not None:
         behind = state.pins.positions >= num
         positions = torch.cat([positions, state.pins.positions[behind]])

@@ -5,7 +5,6 @@ import logging
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 from presswork.engine.engine import Engine
@@ -63,13 +62,20 @@ class AsyncEngine:
         """
         if self._stopping:
             raise EngineClosedError("the engine is closed; load the model again")
-        threads = None if params is None or params.constraint is None else self._preparing
-        submit = partial(self.engine.submit, prompt_ids, params, wants_drafts=drafts)
+        threads = None if params is None or self.engine.is_prepared(params) else self._preparing
+        is_abandoned = threading.Event()
+
+        def submit() -> Request:
+            if is_abandoned.is_set():
+                raise GenerationError("whoever asked has left")
+            return self.engine.submit(prompt_ids, params, wants_drafts=drafts)
+
         submitting = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(threads, submit))
         try:
             request = await asyncio.shield(submitting)
         except asyncio.CancelledError:
-            # The thread goes on; what it queues has nobody to read it.
+            # A thread that has begun goes on; what it queues has nobody to read it.
+            is_abandoned.set()
             submitting.add_done_callback(self._abandon)
             raise
         listener = _Listener(request)

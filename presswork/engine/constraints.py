@@ -118,6 +118,11 @@ class ConstraintTable:
                     self._found.popitem(last=False)
             return found
 
+    def is_prepared(self, language: Language, end_ids: frozenset[int], pad_id: int | None) -> bool:
+        """Whether `find` has no work left to do for a language."""
+        with self._lock:
+            return (language.key, end_ids, pad_id) in self._found
+
     def _known(self, key: "_Key") -> Constraint | None:
         found = self._found.get(key)
         if found is not None:
@@ -167,4 +172,6 @@ def check_room(state: ConstraintState, max_tokens: int, pins: Mapping[int, int])
         )
     alive = state.constraint.automaton.alive_before(pins, max_tokens)
     if not alive[state.state]:
+        if not pins:
+            raise RequestError(f"no text of the constraint has exactly {max_tokens} tokens; change max_tokens")
         raise RequestError("no text of the constraint has the pinned tokens in their places; change one of them")

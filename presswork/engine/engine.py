@@ -313,12 +313,18 @@ class Engine:
 
         Args: as stream; banned: token ids ruled out at single positions of the generated text.
         """
+        if self._closed:
+            raise EngineClosedError("the engine is closed; load the model again")
         request = self._intake.request(prompt_ids, params or self.defaults, wants_drafts, banned or {})
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the engine is closed; load the model again")
             self._scheduler.add(request)
         return request
+
+    def is_prepared(self, params: SamplingParams) -> bool:
+        """Whether a request with these parameters can be submitted without preparing a language first."""
+        return self._intake.is_prepared(params)
 
     def step(self) -> bool:
         """One model pass over all running requests. Returns whether there is more to do."""

@@ -15,7 +15,7 @@ class TokenLogprob:
     Args:
         entropy: of its position in that step, in nats, under the step's temperature.
         settled_step: denoise step (1, 2, ...) since which the position's arg-max had not changed; 1 in ar mode.
-        num_steps: denoise steps its canvas took; 1 in ar mode.
+        num_steps: denoise steps its canvas had taken by then; 1 in ar mode.
         top: the most likely tokens and their log-probabilities, best first.
     """
 
@@ -33,8 +33,8 @@ class TokenTrace:
 
     Args:
         settled_step: denoise step (1, 2, ...) since which the position's arg-max had not changed.
-        num_steps: denoise steps its canvas took.
-        entropy: of its position in the last step, in nats, under the step's temperature.
+        num_steps: denoise steps its canvas had taken when it was committed.
+        entropy: of its position in that step, in nats, under the step's temperature.
         is_pinned: it was held there.
         start_id: the token its position started from, None where it started from noise alone.
     """

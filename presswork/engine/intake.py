@@ -48,7 +48,7 @@ class Intake:
         unknown = [token for token, _ in params.logit_bias if token >= vocab]
         if unknown:
             raise RequestError(f"logit_bias must name tokens in 0..{vocab - 1}, got {unknown[0]}")
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
+        ends = self._ends(params)
         params = with_ends_held_off(params, ends, max_tokens, vocab)
         return Request(
             prompt_ids=ids,
@@ -62,6 +62,14 @@ class Intake:
             start_ids=self._start_ids(params),
             constraint=self._constraint(params, ends, max_tokens),
         )
+
+    def is_prepared(self, params: SamplingParams) -> bool:
+        """Whether the language that these parameters keep to, if any, is ready for use."""
+        language = params.constraint
+        return language is None or self._constraints.is_prepared(language, self._ends(params), self._pad_id)
+
+    def _ends(self, params: SamplingParams) -> frozenset[int]:
+        return frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.end_ids)
 
     def checked_ids(self, ids: Sequence[int]) -> list[int]:
         """Token ids of this model, as a list. Raises RequestError."""

@@ -117,10 +117,12 @@ class EngineLoop:
         advance(canvas, reading, request.rules, request.noise, self._vocab_size)
         request.num_denoise_steps += 1
         if not canvas.finished and request.params.commit_after is not None:
-            num = canvas.num_settled(request.params.commit_after)
+            num = canvas.num_settled(request.params.commit_after, request.params.entropy_bound)
             if num > canvas.num_held:
                 self._commit(request, hidden, num)
                 hold(canvas, num, self._runner.model.decoder.embedding)
+                # Of a canvas that is all text another step would change nothing.
+                canvas.finished = num == len(canvas.argmax)
         if request.wants_drafts and not request.ended:
             request.emit(_draft(canvas, request.rules.schedule.num_steps))
         if canvas.finished:

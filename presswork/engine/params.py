@@ -33,7 +33,7 @@ class SamplingParams:
         top_p: sample among the fewest tokens that hold this probability; 1 is off.
         repetition_penalty: divides positive and multiplies negative logits of tokens seen before; 1 is off.
         presence_penalty: taken once from the logits of tokens that were written before. Of a canvas's own tokens it
-            knows nothing: only committed ones count.
+            knows nothing: only those of earlier canvases count.
         frequency_penalty: taken from them as often as they were written.
         logit_bias: a mapping of token ids to what is added to their logits; kept as pairs in order.
         stop: strings that end the text; they are not part of it.
@@ -45,8 +45,9 @@ class SamplingParams:
         accept_threshold: accept by confidence instead of by entropy; None keeps the entropy bound.
         stability_threshold: arg-max canvases that must agree before an early stop; None turns early stop off.
         confidence_threshold: mean entropy below which a stable canvas stops; None turns early stop off.
-        commit_after: steps without a change after which the beginning of a canvas becomes text and is held from then
-            on, while the rest goes on; an end in it ends the reply. None commits canvases when all of them is settled.
+        commit_after: steps without a change after which the beginning of a canvas becomes text, as far as none of its
+            positions is above entropy_bound; it is held from then on while the rest goes on, and an end in it ends the
+            reply. None commits canvases when all of them has settled.
         pins: a mapping of positions, counted from the first generated token, to the token ids they are held to; kept
             as pairs in order. End tokens and stop strings are ruled out before the last of them.
         start: what the canvases start from in place of noise: a text, or token ids from the first generated one on.

@@ -286,7 +286,7 @@ def _own_edits(request: Request) -> EditGroup | None:
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(list(request.seen_ids()), dtype=torch.int64)
     if params.presence_penalty or params.frequency_penalty:
-        for token, count in Counter(request.output.token_ids).items():
+        for token, count in Counter(request.output.token_ids[: request.num_before_canvas]).items():
             taken = params.presence_penalty + params.frequency_penalty * count
             bias[token] = bias.get(token, 0.0) - taken
     if params.repetition_penalty == 1.0 and not bias:

@@ -114,12 +114,12 @@ class Request:
         return len(self.output.token_ids) - (0 if self.canvas is None else self.canvas.num_held)
 
     def seen_ids(self) -> set[int]:
-        """Distinct prompt and committed tokens. Mutates what it remembers of them."""
-        known = len(self.output.token_ids)
+        """Distinct tokens of the prompt and of what was committed before the open canvas. Mutates what it remembers."""
+        known = self.num_before_canvas
         if self._num_seen < 0:
             self._seen = set(self.prompt_ids)
             self._num_seen = 0
-        self._seen.update(self.output.token_ids[self._num_seen :])
+        self._seen.update(self.output.token_ids[self._num_seen : known])
         self._num_seen = known
         return self._seen
 

@@ -249,9 +249,9 @@ def _lay_out(
         if window.start is not None and anchors is None:
             return None
         shown = _shown(tokenizer, after, last, max(1, known // 4), 0 if anchors is None else anchors[-1])
-        if not is_open or inner + len(tokenizer.encode_plain(shown)) <= total:
+        if not is_open or needed + len(tokenizer.encode_plain(shown)) <= total:
             break
-        # What has to be seen behind the last gap has more tokens than a canvas has left.
+        # What has to be seen behind the last gap would take the gaps' room.
         total += known
     seen = len(shown.encode()) if is_open else None
     language = Segments((*fixed[:-1], last), gap, shown=seen, anchors=anchors)

@@ -7,6 +7,7 @@ from typing import Any
 from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
 from presswork.server.registry import Lease
+from presswork.server.wire import bounded
 
 _END_OF_TEXT = "<|endoftext|>"  # what some clients send for an empty suffix
 
@@ -53,8 +54,16 @@ def suffix_of(given: str | None) -> str:
 
 
 def stops_of(given: str | Sequence[str] | None) -> list[str]:
-    """Stop strings as a list."""
+    """Stop strings as a list. Raises RequestError for more than a request may have."""
+    bounded({"stop": given})
     return [one for one in ([given] if isinstance(given, str) else given or []) if one]
+
+
+def until_stop(text: str, stops: Sequence[str]) -> str:
+    """What stands before the first of these strings."""
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text
 
 
 async def fill_gap(lease: Lease, gap: Gap, num: int = 1) -> Filled:
@@ -86,8 +95,7 @@ def _fill(lease: Lease, gap: Gap, num: int) -> Filled:
 
 
 def _cut(text: str, gap: Gap) -> str:
-    for stop in gap.stop:
-        text = text.partition(stop)[0]
+    text = until_stop(text, gap.stop)
     lines = text.split("\n")
     for number, line in enumerate(lines):
         if number and line.strip() and len(line) - len(line.lstrip(" \t")) < gap.indent:

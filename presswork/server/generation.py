@@ -36,7 +36,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The whole text so far, with the present draft behind it."""
+    """The whole text so far, with the present draft behind it; at the end the whole text."""
 
     text: str
 
@@ -175,7 +175,10 @@ async def _all_bits(lease: Lease, ask: Ask) -> AsyncGenerator[Bit, None]:
                     yield Piece("text", event.text)
             else:
                 for bit in reader.flush() if reader is not None else ():
+                    text += bit.text if isinstance(bit, Piece) and bit.kind == "text" else ""
                     yield bit
+                if ask.wants_states:
+                    yield State(text)
                 yield event
     finally:
         await events.aclose()

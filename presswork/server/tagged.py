@@ -58,11 +58,13 @@ def read_next_edit(content: str) -> NextEdit:
 
 def read_sketch(content: str) -> Sketch:
     """Take a message apart. Raises RequestError where it lacks one of its blocks."""
-    original, update = _block(content, "original_code"), _block(content, "update_snippet")
-    if original is None or update is None:
-        missing = "original_code" if original is None else "update_snippet"
-        raise RequestError(f"the message has no <|{missing}|> block; send one with the code, one with the update")
-    return Sketch(_without_breaks(original), _without_breaks(update))
+    parts = _parts(content, "original_code")
+    # Behind the code, which may hold such tags itself.
+    update = None if parts is None else _block(parts[2], "update_snippet")
+    if parts is None or update is None:
+        missing = "original_code" if parts is None else "update_snippet"
+        raise RequestError(f"the message lacks a <|{missing}|> block; send one with the code, then one with the update")
+    return Sketch(_without_breaks(parts[1]), _without_breaks(update))
 
 
 def _without_breaks(text: str) -> str:

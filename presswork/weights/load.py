@@ -53,9 +53,12 @@ class _Plan:
 
 
 def loaded_bytes(folder: str | Path, dtype: torch.dtype | None = None) -> int:
-    """What a folder's tensors take in memory once they are loaded; args and errors as `load_model`'s."""
-    kinds = ((prod(one.shape), dtype or _DTYPES.get(one.dtype, torch.float32)) for one in _scan(Path(folder)).values())
-    return sum(size * kind.itemsize for size, kind in kinds)
+    """What a folder's model takes in memory once it is loaded; args and errors as `load_model`'s."""
+    folder = Path(folder)
+    config, stored = read_config(folder), _scan(folder)
+    plan = _plan(folder, config, read_layout(folder), stored)
+    model = empty_model(config, dtype=dtype or _DTYPES[stored[plan.embedding].dtype], device="meta")
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def load_model(

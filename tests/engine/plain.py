@@ -38,16 +38,20 @@ def plain_canvas(
                 kept.add(i)
             spent += float(entropy[i])
         fresh = noise.renoise(index, step, length, vocab).tolist()
-        canvas = [(sample if i in kept else fresh)[i] for i in range(length)]
-        belief = z.clone()
-        for position, token in held.items():
-            belief[position] = torch.full_like(belief[position], -torch.inf)
-            belief[position, token] = 0.0
         unchanged = [n + 1 if previous and previous[i] == best[i] else 0 for i, n in enumerate(unchanged)]
         if params.commit_after is not None and step + 1 < params.max_denoising_steps:
-            settled = [i in kept and unchanged[i] >= params.commit_after for i in range(length)]
+            sure = [float(entropy[i]) <= params.entropy_bound or i in held for i in range(length)]
+            settled = [sure[i] and unchanged[i] >= params.commit_after for i in range(length)]
             num = settled.index(False) if False in settled else length
             held |= {i: best[i] for i in range(num)}
             num_committed.append(num)
+            if num == length:
+                break
+        canvas = [(sample if i in kept else fresh)[i] for i in range(length)]
+        belief = z.clone()
+        for position, token in held.items():
+            canvas[position] = token
+            belief[position] = torch.full_like(belief[position], -torch.inf)
+            belief[position, token] = 0.0
     assert best is not None
     return best, num_committed

@@ -8,7 +8,7 @@ the mass of the whole vocabulary.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class CanvasAutomaton:
     group_starts: np.ndarray
     group_classes: np.ndarray
     fewest: np.ndarray
+    _exact: list[np.ndarray] = field(init=False, repr=False, default_factory=list)
 
     @property
     def tail(self) -> int:
@@ -66,11 +67,8 @@ class CanvasAutomaton:
         Args: pins: position, counted from 0, to token.
         """
         last = max(pins, default=-1)
-        is_exact = self.end_class is None
-        alive = self.fewest <= (0 if is_exact else tokens_left - last - 1)
-        if is_exact:
-            last = tokens_left - 1
-        sources = np.repeat(np.arange(self.tail + 1), np.diff(self.edge_starts))
+        behind = tokens_left - last - 1
+        alive = self._with_exactly(behind) if self.end_class is None else self.fewest <= behind
         groups = np.repeat(np.arange(len(self.group_starts) - 1), np.diff(self.group_starts))
         for position in range(last, -1, -1):
             usable = alive[self.edge_to]
@@ -78,12 +76,27 @@ class CanvasAutomaton:
                 holds = np.zeros(len(self.group_starts) - 1, bool)
                 holds[groups[self.group_classes == self.class_of[pins[position]]]] = True
                 usable = usable & holds[self.edge_group]
-            before = np.zeros(self.tail + 1, bool)
-            before[sources[usable]] = True
-            if not pins and np.array_equal(before, alive):
-                break
-            alive = before
+            alive = self._sources(usable)
         return alive
+
+    def _with_exactly(self, num_tokens: int) -> np.ndarray:
+        """bool [S]: from which states there is a text of exactly so many tokens; all counts up to it are kept."""
+        if num_tokens < 0:
+            return np.zeros(self.tail + 1, bool)
+        known = self._exact
+        if len(known) <= num_tokens:
+            # A list of its own, because other threads may do the same.
+            known = list(known) or [self.fewest == 0]
+            while len(known) <= num_tokens:
+                known.append(self._sources(known[-1][self.edge_to]))
+            object.__setattr__(self, "_exact", known)
+        return known[num_tokens]
+
+    def _sources(self, usable: np.ndarray) -> np.ndarray:
+        """bool [S]: the states that a marked edge [E] leaves."""
+        found = np.zeros(self.tail + 1, bool)
+        found[np.repeat(np.arange(self.tail + 1), np.diff(self.edge_starts))[usable]] = True
+        return found
 
 
 def close(

@@ -378,7 +378,7 @@ def _chunks(asked: ChatAsk, number: int, bit: Bit, so_far: Written, lease: Lease
         if bit.kind == "reasoning":
             return [_chunk(asked, number, {"reasoning_content": piece}) for piece in readable(bit.text)]
         if asked.is_full_text:
-            return [_chunk(asked, number, {"content": so_far.text})]
+            return []  # the next state has it
         return [_chunk(asked, number, {"content": piece}) for piece in readable(bit.text)]
     if isinstance(bit, ToolCall):
         return _call_chunks(asked, number, len(so_far.calls) - 1, bit)

@@ -14,7 +14,7 @@ from presswork.engine.edit import EditReply
 from presswork.engine.engine import Engine
 from presswork.errors import RequestError
 from presswork.server.errors import HttpError
-from presswork.server.gaps import Filled, Gap, fill_gap, stops_of, suffix_of
+from presswork.server.gaps import Filled, Gap, fill_gap, stops_of, suffix_of, until_stop
 from presswork.server.generation import warm
 from presswork.server.registry import Lease
 from presswork.server.routes.chat import checked_choices
@@ -237,8 +237,7 @@ async def _edited(
                 strength=_EDIT_STRENGTH if body.strength is None else body.strength,
             )
             text = await lease.run(edit, lease, params)
-            for stop in stops_of(body.stop):
-                text = text.partition(stop)[0]
+            text = await lease.read(until_stop, text, stops_of(body.stop))
             usage = await lease.read(_usage, lease.model, _only_message(body), text)
             return _chat(body.model or lease.name, shown_as.format(text), "stop", usage)
 
