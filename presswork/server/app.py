@@ -17,7 +17,7 @@ from presswork import __version__
 from presswork.errors import PressworkError
 from presswork.server.border import Border
 from presswork.server.config import ServerConfig
-from presswork.server.errors import HttpError, as_http, body_for, logged
+from presswork.server.errors import HttpError, as_http, body_for, headers_of, logged
 from presswork.server.metrics import Metrics
 from presswork.server.registry import ModelRegistry
 from presswork.server.routes import (
@@ -113,8 +113,7 @@ def create_app(config: ServerConfig) -> FastAPI:
 async def _failed(request: Request, error: Exception) -> Response:
     request_id = request.scope["state"]["request_id"]
     found = logged(as_http(error), error, request_id)
-    headers = {} if found.retry_after_s is None else {"retry-after": str(found.retry_after_s)}
-    return JSONResponse(body_for(request.url.path, found, request_id), found.status, headers)
+    return JSONResponse(body_for(request.url.path, found, request_id), found.status, headers_of(found))
 
 
 async def _malformed(request: Request, error: Exception) -> Response:

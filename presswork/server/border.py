@@ -9,13 +9,13 @@ import uuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from presswork.server.config import ServerConfig
-from presswork.server.errors import HttpError, as_http, body_for, logged
+from presswork.server.errors import HttpError, as_http, body_for, headers_of, logged
 from presswork.server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 _OPEN_PATHS = ("/health", "/", "/favicon.ico")  # probes, and the page, which asks for the key itself
-_OWN_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_OWN_HOSTS = ("localhost", "127.0.0.1", "[::1]", "host.docker.internal")
 
 
 class Border:
@@ -126,7 +126,6 @@ class _Body:
 async def _answer(error: HttpError, path: str, request_id: str, send: Send) -> None:
     body = json.dumps(body_for(path, error, request_id)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    headers += [(name.encode(), value.encode()) for name, value in headers_of(error).items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,10 +1,14 @@
 """What a body asks a reply to be kept to, as a language of the engine."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from presswork.errors import RequestError
+from presswork.errors import ConstraintError, RequestError
 from presswork.grammar.languages import Choices, Either, JsonSchema, Regex, TextLanguage, ToolCalls
+from presswork.grammar.tool_calls import tool_calls_expression
+
+logger = logging.getLogger(__name__)
 
 _ANY_OBJECT = {"type": "object"}
 _MAX_PARALLEL_CALLS = 4
@@ -62,11 +66,13 @@ def of_tool_choice(
     if not tools:
         raise RequestError(f"tool_choice is {choice!r}, and there are no tools; give some")
     if choice == "required":
-        return ToolCalls(list(tools), max_calls=most)
+        return ToolCalls(_usable(tools), max_calls=most)
     name = _named(choice)
     if name is None:
         raise RequestError(f"tool_choice must be auto, none, required or name a function, got {str(choice)[:80]!r}")
-    return ToolCalls(list(tools), names=[name], max_calls=most)
+    return ToolCalls(
+        _usable([tool for tool in tools if _tool_name(tool) == name] or tools), names=[name], max_calls=most
+    )
 
 
 def only_one(languages: Mapping[str, TextLanguage | None]) -> TextLanguage | None:
@@ -83,7 +89,7 @@ def or_calls(
     """A form of the answer, beside which a model with tools may also call them."""
     if language is None or not tools or choice not in (None, "auto"):
         return language
-    calls = ToolCalls(list(tools), max_calls=_MAX_PARALLEL_CALLS if is_parallel else 1)
+    calls = ToolCalls(_usable(tools), max_calls=_MAX_PARALLEL_CALLS if is_parallel else 1)
     return Either([language, calls])
 
 
@@ -99,6 +105,29 @@ def form_and_calls(
         name: or_calls(form, tools, choice, is_parallel=is_parallel),
         "tool_choice": of_tool_choice(choice, tools, is_parallel=is_parallel),
     })  # fmt: skip
+
+
+def _usable(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The tools, those whose parameters cannot be kept to with any object for them, unless they say `strict`.
+
+    Agents pass on the tools of others, and cannot change them.
+    """
+    found: list[Mapping[str, Any]] = []
+    for tool in tools:
+        function = tool.get("function")
+        if isinstance(function, Mapping) and function.get("strict") is not True:
+            try:
+                tool_calls_expression([tool])
+            except ConstraintError as error:
+                logger.info("the parameters of tool %.60r are not kept to: %s", _tool_name(tool), error)
+                tool = {**tool, "function": {**function, "parameters": _ANY_OBJECT}}
+        found.append(tool)
+    return found
+
+
+def _tool_name(tool: Mapping[str, Any]) -> Any:
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, Mapping) else None
 
 
 def _named(choice: str | Mapping[str, Any] | None) -> str | None:

@@ -78,6 +78,13 @@ _KINDS = {
 }  # fmt: skip
 
 
+def headers_of(error: HttpError) -> dict[str, str]:
+    """What clients are told about trying again: by themselves they would repeat whatever is 500 or above."""
+    if error.retry_after_s is not None:
+        return {"retry-after": str(error.retry_after_s)}
+    return {"x-should-retry": "false"} if error.status >= 500 and error.status != 503 else {}
+
+
 def openai_body(error: HttpError) -> dict[str, Any]:
     """The error as OpenAI's clients read it; agents know a prompt that is too long by its code or its words."""
     kind, message, code = _KINDS.get(error.status, "server_error"), error.message, None

@@ -136,6 +136,24 @@ async def bits(lease: Lease, asks: Sequence[Ask]) -> AsyncGenerator[tuple[int, B
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def unless_late(
+    coming: AsyncGenerator[tuple[int, Bit], None], patience_s: float
+) -> AsyncGenerator[tuple[int, Bit] | None, None]:
+    """The same bits, with None before the first where that takes longer than so many seconds."""
+    async with aclosing(coming):
+        first = asyncio.ensure_future(anext(coming))
+        try:
+            await asyncio.wait({first}, timeout=patience_s)
+            if not first.done():
+                yield None
+            yield await first
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+        async for one in coming:
+            yield one
+
+
 async def written(lease: Lease, asks: Sequence[Ask]) -> list[Written]:
     """All replies, whole."""
     found = [Written() for _ in asks]

@@ -120,8 +120,8 @@ class ModelRegistry:
         return self._models[self._config.default_model]
 
     def find(self, name: str | None) -> tuple[ServedModel, str | None]:
-        """(the model, the adapter) of MODEL or MODEL:ADAPTER; None is the default. Raises ModelNotFoundError."""
-        if name is None or name == "default":
+        """(the model, the adapter) of MODEL or MODEL:ADAPTER; no name is the default. Raises ModelNotFoundError."""
+        if not name or name == "default":
             return self.default, None
         if name in self._models:
             return self._models[name], None

@@ -42,8 +42,10 @@ def readable(text: str) -> Iterator[str]:
 class Timed:
     """Events with a sign of life whenever none came for a while, and an end to all waiting."""
 
-    def __init__(self, events: AsyncIterator[bytes], *, sign: bytes, sign_s: float, deadline_s: float | None):
-        """Args: sign: what is sent after sign_s seconds without an event. deadline_s: from now on to the end."""
+    def __init__(
+        self, events: AsyncIterator[bytes], *, sign: Callable[[], bytes], sign_s: float, deadline_s: float | None
+    ):
+        """Args: sign: gives what is sent after sign_s seconds without an event. deadline_s: from now on to the end."""
         self._events, self._sign, self._sign_s = events, sign, sign_s
         loop = asyncio.get_running_loop()
         self._until = None if deadline_s is None else loop.time() + deadline_s
@@ -68,7 +70,7 @@ class Timed:
             return task.result()
         if wait_s < self._sign_s:
             raise TimeoutError
-        return self._sign
+        return self._sign()
 
     async def aclose(self) -> None:
         """Stop the work behind the events."""

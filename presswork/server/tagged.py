@@ -1,10 +1,15 @@
-"""Messages of tagged blocks, as Inception's clients send them: the next edit, and a change to work in."""
+"""Messages that hold several texts, as editors send them: the next edit, and a change to work in."""
 
 from dataclasses import dataclass
 
 from presswork.errors import RequestError
 
 _CURSOR = "<|cursor|>"
+# What stands before the code and between it and the update, in Continue's prompts for applying a change.
+_CONTINUE = (
+    ("ORIGINAL CODE:\n```\n", "\n\nSUGGESTED EDIT:\n```\n"),
+    ("", "\n\nThe following code was suggested as an edit:\n```\n"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +62,20 @@ def read_next_edit(content: str) -> NextEdit:
 
 
 def read_sketch(content: str) -> Sketch:
-    """Take a message apart. Raises RequestError where it lacks one of its blocks."""
+    """Take a message apart: Inception's tags, or what Continue writes. Raises RequestError for anything else."""
     parts = _parts(content, "original_code")
     # Behind the code, which may hold such tags itself.
     update = None if parts is None else _block(parts[2], "update_snippet")
-    if parts is None or update is None:
-        missing = "original_code" if parts is None else "update_snippet"
-        raise RequestError(f"the message lacks a <|{missing}|> block; send one with the code, then one with the update")
-    return Sketch(_without_breaks(parts[1]), _without_breaks(update))
+    if parts is not None and update is not None:
+        return Sketch(_without_breaks(parts[1]), _without_breaks(update))
+    for opening, between in _CONTINUE:
+        rest = content[content.find(opening) + len(opening) :] if opening in content else ""
+        original, found, rest = rest.rpartition(between)
+        update, closed, _ = rest.rpartition("\n```")
+        if found and closed:
+            return Sketch(original.removesuffix("\n```"), update)
+    missing = "original_code" if parts is None else "update_snippet"
+    raise RequestError(f"the message lacks a <|{missing}|> block; send one with the code, then one with the update")
 
 
 def _without_breaks(text: str) -> str:

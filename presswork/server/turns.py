@@ -35,6 +35,76 @@ def one_system(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
+def chat_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """OpenAI's turns as templates read them: results know which function they are of, and are text.
+
+    What is malformed is left for the template's own checks.
+    """
+    turns: list[dict[str, Any]] = []
+    names: dict[str, str] = {}
+    for number, message in enumerate(messages):
+        turn = dict(message)
+        if turn.get("role") == "tool":
+            turn["content"] = result_text(turn.get("content"), f"messages[{number}]")
+            known = names.get(str(turn.get("tool_call_id")))
+            if known is not None and not turn.get("name"):
+                turn["name"] = known
+        elif turn.get("role") == "assistant":
+            turn["content"] = _said(turn.get("content"))
+            for one in turn.get("tool_calls") or []:
+                function = one.get("function") if isinstance(one, Mapping) else None
+                if isinstance(function, Mapping):
+                    names[str(one.get("id"))] = str(function.get("name"))
+        turns.append(turn)
+    return turns
+
+
+def _said(content: Any) -> Any:
+    """What an assistant said: nothing is a text too, and so is a refusal."""
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        return content
+    return [
+        {"type": "text", "text": part["refusal"]}
+        if isinstance(part, Mapping) and part.get("type") == "refusal" and isinstance(part.get("refusal"), str)
+        else part
+        for part in content
+    ]  # fmt: skip
+
+
+def chat_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """OpenAI's tools with everything that templates read of them; malformed ones stay as they are."""
+    made = []
+    for tool in tools:
+        function = tool.get("function")
+        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
+            plain = declaration(function["name"], function.get("description"), function.get("parameters"))
+            made.append({**tool, **plain, "function": {**function, **plain["function"]}})
+        else:
+            made.append(dict(tool))
+    return made
+
+
+def result_text(content: Any, where: str) -> str:
+    """What a tool gave, as text. Pictures and files are named and left out: a conversation goes on without them.
+
+    Raises: RequestError for what is neither text nor a list of parts.
+    """
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        content = [_named_part(part) for part in content]
+    return plain_text(content, where)
+
+
+def _named_part(part: Any) -> Any:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if not isinstance(kind, str) or isinstance(part.get("text"), str):
+        return part
+    return {"type": "text", "text": f"[{kind[:40]} left out: this model reads text]"}
+
+
 def declaration(name: str, description: Any, parameters: Any) -> dict[str, Any]:
     """A tool as templates read it."""
     function = {

@@ -75,7 +75,9 @@ def bounded(given: Mapping[str, Any]) -> dict[str, Any]:
         raise RequestError(f"stop takes at most {_MOST_STOPS} strings of {_STOP_CHARACTERS} characters here")
     if len(given.get("logit_bias") or ()) > _MOST_BIASES:
         raise RequestError(f"logit_bias takes at most {_MOST_BIASES} tokens here")
-    return {name: value for name, value in given.items() if value is not None}
+    found = {name: value for name, value in given.items() if value is not None}
+    # How vLLM's clients say that they want no such filter.
+    return {**found, "top_k": 0} if found.get("top_k") == -1 else found
 
 
 def sampling(body: BaseModel, defaults: SamplingParams, **own: Any) -> SamplingParams:
@@ -84,7 +86,11 @@ def sampling(body: BaseModel, defaults: SamplingParams, **own: Any) -> SamplingP
     Args: own: fields of SamplingParams; None leaves the default.
     Raises: RequestError.
     """
-    return defaults.changed(**bounded({**own_fields(body), **own}))
+    given = bounded({**own_fields(body), **own})
+    if given.get("constraint") is not None:
+        # The form decides what may be said; clients send these with every request.
+        given = {name: value for name, value in given.items() if name not in ("top_p", "top_k")}
+    return defaults.changed(**given)
 
 
 def or_none(number: int | None) -> int | None:

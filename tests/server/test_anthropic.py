@@ -109,6 +109,27 @@ def test_turns_of_tools_are_calls_and_results():
         turns_of([{"role": "user", "content": [{"type": "image", "source": {}}]}])
 
 
+def test_pictures_in_results_do_not_end_a_conversation():
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA"}}
+    turns = turns_of([
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "look", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": [image]}]},
+    ])  # fmt: skip
+    assert turns[1]["content"] == "[image left out: this model reads text]"
+
+
+def test_models_are_listed_in_anthropics_shape(client):
+    assert "tiny" in [model.id for model in client.models.list()]
+    found = client.models.retrieve("tiny")
+    assert found.type == "model" and found.max_input_tokens == 512
+
+
+@pytest.mark.parametrize("more", [{"tool_choice": {"type": []}}, {"context_management": {"edits": 5}}])
+def test_malformed_fields_are_400(served, more):
+    body = {"max_tokens": 4, "messages": [{"role": "user", "content": "a"}], **more}
+    assert httpx.post(f"{served.url}/v1/messages", json=body).status_code == 400
+
+
 def test_blocks_open_grow_and_close_in_order():
     blocks = _Blocks("msg-1")
     bits = [Piece("reasoning", "hm"), Piece("text", "so "), ToolCall(name="f", arguments={"a": 1}), Piece("text", "x")]

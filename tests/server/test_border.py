@@ -230,7 +230,7 @@ def test_a_model_that_is_not_there_yet_is_listed_without_its_window(folder):
 def test_a_local_server_answers_to_its_own_names_alone(folder):
     with serving(ServerConfig(models={"tiny": str(folder)}, is_local=True)) as served:
         port = served.url.rpartition(":")[2]
-        for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "localhost"):
+        for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "localhost", "host.docker.internal"):
             assert httpx.get(f"{served.url}/version", headers={"host": host}).status_code == 200
         told = httpx.get(f"{served.url}/version", headers={"host": f"evil.example:{port}"})
         assert told.status_code == 400 and "localhost alone" in told.json()["error"]["message"]

@@ -8,7 +8,7 @@ import pytest
 
 from presswork.errors import RequestError
 from presswork.server.gaps import Gap, _cut
-from presswork.server.tagged import read_next_edit
+from presswork.server.tagged import Sketch, read_next_edit, read_sketch
 
 NEXT_EDIT = """<|recently_viewed_code_snippets|>
 <|recently_viewed_code_snippet|>
@@ -52,16 +52,22 @@ def test_a_continue_fill_in_the_middle_is_chat_shaped(served):
     assert "".join(line["choices"][0]["delta"]["content"] for line in lines) == text
 
 
+VIM_FIGURES = [
+    f"timings/{kind}_{what}" for kind in ("prompt", "predicted") for what in ("n", "ms", "per_token_ms", "per_second")
+]
+
+
 def test_a_llama_vim_infill_has_the_fields_it_reads(served):
     body = {
         "input_prefix": "def add(a, b):\n", "input_suffix": "\n    return total\n", "prompt": "    total",
         "input_extra": [{"filename": "x.py", "text": "x = 1"}], "n_predict": 6, "n_indent": 4, "top_k": 40,
         "top_p": 0.9, "stream": False, "samplers": ["top_k", "top_p", "infill"], "cache_prompt": True,
-        "t_max_prompt_ms": 500, "t_max_predict_ms": 1000,
-        "response_fields": ["content", "truncated", "tokens_predicted", "timings/prompt_n"],
+        "t_max_prompt_ms": 500, "t_max_predict_ms": 1000, "model": "",
+        "response_fields": ["content", "truncated", "tokens_predicted", *VIM_FIGURES],
     }  # fmt: skip
     told = post(served, "/infill", body).json()
-    assert set(told) == {"content", "truncated", "tokens_predicted", "prompt_n"} and told["truncated"] is False
+    assert set(told) == set(body["response_fields"]) and told["truncated"] is False
+    assert all(isinstance(told[name], (int, float)) for name in VIM_FIGURES)
     warmed = post(served, "/infill", {**body, "n_predict": 0, "response_fields": None}).json()
     assert warmed["content"] == "" and warmed["stop"] is True
 
@@ -136,6 +142,30 @@ def test_a_change_in_tagged_blocks_is_worked_in(served):
     assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == merged
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ORIGINAL CODE:\n```\ndef add(a, b):\n    return a\n```\n\nSUGGESTED EDIT:\n```\nreturn a + b\n```\n\n"
+        "Apply the SUGGESTED EDIT to the ORIGINAL CODE. Output the complete modified file.\n- Output ONLY code.",
+        "def add(a, b):\n    return a\n\nThe following code was suggested as an edit:\n```\nreturn a + b\n```\n"
+        "Please apply it to the previous code.",
+    ],
+)
+def test_a_change_as_continue_sends_it_is_worked_in(served, text):
+    plain = {"initialCode": "def add(a, b):\n    return a", "editSnippet": "return a + b"}
+    merged = post(served, "/v1/apply", plain).json()["mergedCode"]
+    messages = [{"role": "system", "content": "You edit."}, {"role": "user", "content": text}]
+    body = {"messages": [*messages, {"role": "assistant", "content": "```\n"}], "top_p": 0.9}
+    told = post(served, "/v1/apply/completions", body).json()
+    assert told["choices"][0]["message"]["content"] == merged
+
+
+def test_code_that_holds_tags_itself_is_taken_as_code():
+    code = "a = '<|update_snippet|>x<|/update_snippet|>'"
+    content = f"<|original_code|>\n{code}\n<|/original_code|>\n<|update_snippet|>\ny\n<|/update_snippet|>"
+    assert read_sketch(content) == Sketch(code, "y")
+
+
 def test_a_message_that_lacks_a_block_is_400_and_named(served):
     for missing in ("original_code", "update_snippet"):
         content = SKETCH.replace(f"<|{missing}|>", "")
@@ -147,7 +177,7 @@ def test_a_message_that_lacks_a_block_is_400_and_named(served):
     "path, body, message",
     [
         ("/v1/fim/completions", {"prompt": ""}, "nothing around the gap"),
-        ("/v1/fim/completions", {"prompt": "a", "top_p": 0.5}, "top_p is not supported"),
+        ("/v1/fim/completions", {"prompt": "a", "min_tokens": 5}, "min_tokens is not supported"),
         ("/v1/fim/completions", {"prompt": "a", "temprature": 1}, "temprature"),
         ("/infill", {"input_prefix": "a", "input_extra": [{"filename": 3}]}, "input_extra[0]"),
         ("/v1/edit/completions", {"messages": []}, "exactly one message"),

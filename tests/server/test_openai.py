@@ -1,6 +1,7 @@
 """OpenAI's own client drives chat, completions and models; streams say what whole answers say."""
 
 import json
+from pathlib import Path
 
 import httpx
 import openai
@@ -8,9 +9,11 @@ import pytest
 
 from presswork.engine.engine import Engine
 from presswork.engine.loader import load
+from presswork.errors import ConstraintError
 from presswork.grammar.languages import Either, JsonSchema, ToolCalls
-from presswork.server.constraints import or_calls
-from presswork.server.turns import one_system
+from presswork.server.constraints import of_tool_choice, or_calls
+from presswork.server.turns import chat_tools, chat_turns, one_system
+from presswork.text.chat import ChatTemplate
 
 HELLO = [{"role": "user", "content": "def add"}]
 TOOLS = [
@@ -134,6 +137,12 @@ def test_logprobs_are_those_of_the_reply(client):
     assert all(t.logprob <= 0 and len(t.top_logprobs) == 2 for t in tokens)
 
 
+def test_reading_a_prompt_streams_nothing(served):
+    body = {"messages": HELLO, "n_predict": 0, "stream": True}
+    told = httpx.post(f"{served.url}/v1/chat/completions", json=body)
+    assert told.status_code == 400 and "n_predict" in told.json()["error"]["message"]
+
+
 def test_a_prediction_starts_the_canvas_and_is_counted(client):
     ask = dict(model="tiny", messages=HELLO, max_tokens=16, seed=2)
     first = client.chat.completions.create(**ask)
@@ -240,6 +249,62 @@ def test_what_cannot_be_honoured_is_400_and_named(served, body, message):
         told = httpx.post(f"{served.url}/v1/chat/completions", json={**body, **stream})
         assert told.status_code == 400, told.text
         assert message in told.json()["error"]["message"]
+
+
+def test_what_clients_always_send_does_no_harm(served):
+    """Each of these is in every request of some client."""
+    chat = {"model": "", "messages": HELLO, "max_tokens": 4}
+    for more in (
+        {"nextEdit": False}, {"think": False}, {"verbosity": "low"}, {"reasoning_summary_wait": False},
+        {"top_p": 0.9, "top_k": 40, "response_format": {"type": "json_object"}, "max_tokens": 60}, {"top_k": -1},
+    ):  # fmt: skip
+        told = httpx.post(f"{served.url}/v1/chat/completions", json={**chat, **more}, timeout=60)
+        assert told.status_code == 200, (more, told.text)
+    fill = {"prompt": "def add(", "suffix": "\n", "top_p": 0.9, "top_k": -1, "max_tokens": 8}
+    assert httpx.post(f"{served.url}/v1/completions", json=fill, timeout=60).status_code == 200
+
+
+def test_what_would_fail_again_is_not_tried_again(served):
+    told = httpx.post(f"{served.url}/v1/embeddings", json={"input": "a"})
+    assert told.status_code == 501 and told.headers["x-should-retry"] == "false"
+    assert httpx.head(f"{served.url}/health").status_code == 200
+
+
+def test_results_of_tools_reach_the_template_as_text_with_their_names():
+    tools = chat_tools([{"type": "function", "function": {"name": "look"}}])
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    turns = chat_turns([
+        {"role": "user", "content": "look there"},
+        {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "here"}'}}]},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "a hill"}, image]},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "I would rather not."}]},
+        {"role": "user", "content": "why"},
+    ])  # fmt: skip
+    assert turns[2]["name"] == "look" and turns[2]["content"] == "a hill\n[image_url left out: this model reads text]"
+    template = Path(__file__).parents[1] / "text" / "chat_template.jinja"
+    text = ChatTemplate(template.read_text(encoding="utf-8")).render(turns, tools=tools)
+    for said in ("look there", "here", "a hill", "I would rather not.", "why"):
+        assert said in text
+
+
+def test_a_tool_whose_parameters_cannot_be_kept_to_is_called_with_any_object():
+    odd = {"type": "object", "properties": {"a": {"type": "string"}}, "propertyNames": {"pattern": "x"}}
+
+    def tool(name, parameters, **more):
+        return {"type": "function", "function": {"name": name, "parameters": parameters, **more}}
+
+    plain = tool("plain", {"type": "object", "properties": {"n": {"type": "integer"}}})
+    language = of_tool_choice("required", [plain, tool("odd", odd)], is_parallel=False)
+    assert [one["function"]["parameters"] for one in language.tools] == [
+        plain["function"]["parameters"],
+        {"type": "object"},
+    ]
+    language.expression()
+    with pytest.raises(ConstraintError, match="propertyNames"):
+        of_tool_choice("required", [tool("odd", odd, strict=True)], is_parallel=False).expression()
+    named = of_tool_choice({"function": {"name": "plain"}}, [plain, tool("odd", odd, strict=True)], is_parallel=False)
+    named.expression()
 
 
 def test_an_unknown_model_is_404_and_no_path(served):

@@ -8,11 +8,14 @@ import pytest
 
 from presswork.engine.loader import load
 from presswork.errors import NonFiniteError, RequestError
+from presswork.server.config import ServerConfig
 from presswork.server.routes import responses
-from presswork.server.routes.responses import _Items, turns_of
+from presswork.server.routes.responses import _Items, _tools, turns_of
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
+from tests.server.conftest import serving
 
+SLOW = {"canvas_length": 400, "max_denoising_steps": 60, "stability_threshold": 64}
 TOOL = {
     "type": "function",
     "name": "look",
@@ -136,6 +139,73 @@ def test_namespaces_and_custom_tools_are_called_by_their_own_names(client):
             assert item.name == "patch" and isinstance(item.input, str)
         last = list(client.responses.create(**ask, stream=True))[-1].response.output[0]
         assert last.type == kind and last.name == item.name
+
+
+def test_functions_of_one_name_in_two_namespaces_are_told_apart():
+    def space(name):
+        inner = [{"type": "function", "name": "look"}, {"type": "web_search"}]
+        return {"type": "namespace", "name": name, "tools": inner}
+
+    made, kinds = _tools([space("mcp__a__"), space("mcp__b"), {"type": "function", "name": "look"}])
+    assert [one["function"]["name"] for one in made] == ["mcp__a__look", "mcp__b__look", "look"]
+    items = _Items("resp_1", kinds)
+    for name in ("mcp__b__look", "look"):
+        items.take(ToolCall(name=name, arguments={}))
+    assert [(one["name"], one.get("namespace")) for one in items.done] == [("look", "mcp__b"), ("look", None)]
+    (turn,) = turns_of(
+        [{"type": "function_call", "call_id": "c", "name": "look", "namespace": "mcp__b", "arguments": "{}"}]
+    )
+    assert turn["tool_calls"][0]["function"]["name"] == "mcp__b__look"
+
+
+def test_pictures_in_results_do_not_end_a_conversation():
+    turns = turns_of([
+        {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": "data:..."}]},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+    ])  # fmt: skip
+    assert turns[1]["content"] == "[input_image left out: this model reads text]"
+    assert turns[2]["content"] == "no"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input": [{"type": []}]}, {"input": "a", "tools": [{"type": "namespace", "name": "a", "tools": 5}]},
+        {"input": "a", "stream_options": {"drafts": True}},
+    ],
+)  # fmt: skip
+def test_malformed_items_are_400(served, body):
+    assert httpx.post(f"{served.url}/v1/responses", json=body).status_code == 400
+
+
+def test_a_stream_begins_with_created_however_late_its_text_is(folder, monkeypatch):
+    config = ServerConfig(models={"tiny": str(folder)}, keep_alive_s=0.02)
+    with serving(config) as slow, openai.OpenAI(base_url=f"{slow.url}/v1", api_key="none", max_retries=0) as client:
+        ask = dict(model="tiny", input="def add", max_output_tokens=400, extra_body={"ignore_eos": True, **SLOW})
+        with client.responses.stream(**ask) as stream:
+            events = list(stream)
+        assert events[0].type == "response.created" and events[-1].type == "response.incomplete"
+        raw = [event for event in client.responses.create(**ask, stream=True)]
+        assert "keepalive" in {event.type for event in raw}
+        assert [event.sequence_number for event in raw] == list(range(len(raw)))
+
+
+def test_a_deadline_ends_the_response_as_failed(folder):
+    config = ServerConfig(models={"tiny": str(folder)}, keep_alive_s=0.02, deadline_s=0.3)
+    with serving(config) as slow:
+        body = {"input": "def add", "stream": True, "max_output_tokens": 400, "ignore_eos": True, **SLOW}
+        told = httpx.post(f"{slow.url}/v1/responses", json={**body, "max_denoising_steps": 1000}, timeout=60).text
+    last = json.loads(told.rstrip().rpartition("\ndata: ")[2])
+    assert last["type"] == "response.failed" and last["response"]["error"]["code"] == "server_error"
+
+
+def test_tokens_of_a_request_are_counted(client):
+    told = client.responses.input_tokens.count(model="tiny", input="def add")
+    assert (
+        told.input_tokens
+        == client.responses.create(model="tiny", input="def add", max_output_tokens=1).usage.input_tokens
+    )
 
 
 def test_an_error_in_the_middle_ends_the_response_as_failed(served, monkeypatch):

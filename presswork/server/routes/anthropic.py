@@ -17,7 +17,7 @@ from presswork.server.generation import Ask, Bit, Logprobs, State, Written, bits
 from presswork.server.registry import Lease
 from presswork.server.routes.common import counted, new_id, server_of, streamed, whole
 from presswork.server.sse import event, readable
-from presswork.server.turns import call, declaration, one_system, plain_text, result
+from presswork.server.turns import call, declaration, one_system, plain_text, result, result_text
 from presswork.server.wire import CanvasFields, Listed, Wire, refuse, sampling
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
@@ -113,7 +113,7 @@ async def messages(request: Request, body: MessagesRequest) -> Response:
         def on_error(error: HttpError) -> bytes:
             return event(anthropic_body(error, request_id), "error")
 
-        return await streamed(request, _streamed(request, body), on_error, event({"type": "ping"}, "ping"))
+        return await streamed(request, _streamed(request, body), on_error, lambda: event({"type": "ping"}, "ping"))
 
     async def answer() -> Response:
         async with server.registry.use(body.model) as lease:
@@ -137,7 +137,7 @@ def _read(body: MessagesRequest, lease: Lease) -> MessagesAsk:
     tools = [_tool(tool, number) for number, tool in enumerate(body.tools or [])]
     choice = body.tool_choice or {}
     kinds = {None: None, "auto": "auto", "none": "none", "any": "required", "tool": {"name": choice.get("name")}}
-    if choice.get("type") not in kinds:
+    if not isinstance(choice.get("type"), str | None) or choice.get("type") not in kinds:
         raise RequestError(f"tool_choice.type must be auto, any, tool or none, got {str(choice.get('type'))[:40]!r}")
     is_parallel = choice.get("disable_parallel_tool_use") is not True
     wanted = kinds[choice.get("type")]
@@ -231,7 +231,7 @@ def _turns_of(where: str, role: str, blocks: Sequence[Any], names: dict[str, str
             names[str(block.get("id"))] = str(block.get("name"))
             calls.append(call(str(block.get("id")), str(block.get("name")), block.get("input") or {}))
         elif kind == "tool_result" and role == "user":
-            text = plain_text(block.get("content") or "", at)
+            text = result_text(block.get("content"), at)
             shown = f"Error: {text}" if block.get("is_error") else text
             results.append(result(str(block.get("tool_use_id")), names, at, "tool_use_id", shown))
         else:
@@ -256,6 +256,8 @@ def _tool(tool: Mapping[str, Any], number: int) -> dict[str, Any]:
 def _check_context_management(given: Mapping[str, Any] | None) -> None:
     """Raises RequestError where anything but earlier thinking is to be taken out: templates leave that out anyway."""
     edits = (given or {}).get("edits") or []
+    if not isinstance(edits, list):
+        raise RequestError(f"context_management.edits must be a list, got {str(edits)[:60]!r}")
     kinds = [str(one.get("type")) if isinstance(one, Mapping) else str(one) for one in edits]
     wrong = [kind for kind in kinds if not kind.startswith("clear_thinking")]
     if wrong:

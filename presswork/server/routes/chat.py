@@ -30,7 +30,7 @@ from presswork.server.generation import (
 from presswork.server.registry import Lease
 from presswork.server.routes.common import checked_effort, counted, new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
-from presswork.server.turns import one_system
+from presswork.server.turns import chat_tools, chat_turns, one_system
 from presswork.server.wire import CanvasFields, Listed, Wire, biases, or_none, refuse, sampling
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
@@ -82,6 +82,7 @@ class ChatRequest(CanvasFields):
     prediction: Prediction | None = None
     start_noise: float | None = None
     reasoning_effort: str | None = None
+    think: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Honoured by doing nothing: they are about whoever sends the request, or about a service that this is not.
     user: str | None = None
@@ -93,6 +94,9 @@ class ChatRequest(CanvasFields):
     store: bool | None = None
     realtime: bool | None = None
     reasoning_summary: bool | None = None
+    reasoning_summary_wait: bool | None = None
+    verbosity: str | None = None
+    nextEdit: bool | None = None  # Continue marks its requests with it
     cache_prompt: bool | None = None
     id_slot: int | None = None
     min_p: float | None = None
@@ -108,12 +112,11 @@ class ChatRequest(CanvasFields):
     functions: Listed[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
     web_search_options: dict[str, Any] | None = None
-    verbosity: str | None = None
 
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],), "audio": (),
-    "functions": ([],), "function_call": ("none", "auto"), "web_search_options": (), "verbosity": ("medium",),
+    "functions": ([],), "function_call": ("none", "auto"), "web_search_options": (),
     "service_tier": ("auto", "default"),
 }  # fmt: skip
 
@@ -169,19 +172,23 @@ def read_chat(body: ChatRequest, lease: Lease) -> ChatAsk:
     options = body.stream_options or StreamOptions()
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options are for streams; leave them out, or set stream")
+    if body.n_predict == 0 and body.stream:
+        raise RequestError("n_predict: 0 only reads the prompt, which streams nothing; leave out stream")
     if body.diffusing and not body.stream:
         raise RequestError("diffusing is for streams; leave it out, or set stream")
-    tools = list(body.tools or [])
+    tools = chat_tools(body.tools or [])
     params = _params(body, lease, tools)
     if params.mode == "ar" and (options.drafts or body.diffusing):
         raise RequestError("mode ar has no drafts; leave out stream_options.drafts and diffusing")
     variables = dict(body.chat_template_kwargs or {})
     thinks = checked_effort("reasoning_effort", body.reasoning_effort)
+    thinks = body.think if thinks is None else thinks
     if thinks is not None:
         # A form leaves no room for thoughts before it.
         variables.setdefault("enable_thinking", thinks and params.constraint is None)
     shown = [] if body.tool_choice == "none" else tools
-    ids = lease.model.encode_chat(one_system(body.messages), tools=shown or None, template_variables=variables)
+    turns = one_system(chat_turns(body.messages))
+    ids = lease.model.encode_chat(turns, tools=shown or None, template_variables=variables)
     predicted = None
     if body.prediction is not None:
         assert lease.model.tokenizer is not None

@@ -113,7 +113,7 @@ class ApplyRequest(Wire):
 @router.post("/fim/completions")
 async def fim(request: Request, body: FimRequest) -> Response:
     """Write the middle of a text; the answer is chat-shaped, and has the text where completions have it too."""
-    refuse(body, {"min_tokens": (0,), "top_p": (1,)})
+    refuse(body, {"min_tokens": (0,)})
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
@@ -185,24 +185,28 @@ def _infilled(body: InfillRequest, lease: Lease, found: Filled, number: int, too
         "tokens_evaluated": found.prompt_tokens,
         "tokens_cached": 0,
         "generation_settings": {"n_ctx": lease.model.max_context},
-        "timings": {
-            "prompt_n": found.prompt_tokens,
-            "predicted_n": found.completion_tokens,
-            "predicted_ms": took_ms,
-            "predicted_per_second": 1000 * found.completion_tokens / max(1e-9, took_ms),
-        },
+        "timings": _timings(found, took_ms),
     }
     if not body.response_fields:
         return told
-    # A path such as timings/prompt_n is told under its last name, as llama.cpp does.
     kept: dict[str, Any] = {}
     for path in body.response_fields:
         value: Any = told
         for name in path.split("/"):
             value = value.get(name) if isinstance(value, dict) else None
         if value is not None:
-            kept[path.rpartition("/")[2]] = value
+            kept[path] = value
     return kept
+
+
+def _timings(found: Filled, took_ms: float) -> dict[str, float]:
+    """llama.cpp's figures; reading the prompt shares its passes with the writing, so all time counts as writing."""
+
+    def rates(kind: str, num: int, ms: float) -> dict[str, float]:
+        per_token, per_second = (ms / num, 1000 * num / ms) if num and ms else (0.0, 0.0)
+        return {f"{kind}_n": num, f"{kind}_ms": ms, f"{kind}_per_token_ms": per_token, f"{kind}_per_second": per_second}
+
+    return rates("prompt", found.prompt_tokens, 0.0) | rates("predicted", found.completion_tokens, took_ms)
 
 
 @router.post("/v1/edit/completions")
@@ -225,7 +229,6 @@ async def _edited(
     request: Request, body: EditRequest, edit: Callable[[Lease, dict[str, Any]], str], shown_as: str
 ) -> Response:
     """The text that an edit gives, chat-shaped."""
-    refuse(body, {"top_p": (1,)})
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
@@ -247,10 +250,11 @@ async def _edited(
 
 
 def _only_message(body: EditRequest) -> str:
-    (message,) = body.messages if len(body.messages) == 1 else (None,)
-    if message is None or message.get("role") != "user" or not isinstance(message.get("content"), str):
-        raise RequestError("an edit takes exactly one message, of role user, with a text")
-    return message["content"]
+    """The user's message. Editors put a system message before it, or begin the answer behind it."""
+    found = [message.get("content") for message in body.messages if message.get("role") == "user"]
+    if len(found) != 1 or not isinstance(found[0], str):
+        raise RequestError("an edit takes exactly one message of role user, with a text")
+    return found[0]
 
 
 @router.post("/v1/apply")

@@ -67,11 +67,11 @@ async def counted(request: Request, lease: Lease, asks: Sequence[Ask]) -> list[W
 
 async def streamed(
     request: Request, events: AsyncGenerator[bytes, None], on_error: Callable[[HttpError], bytes] | None = None,
-    sign: bytes = COMMENT,
+    sign: Callable[[], bytes] = lambda: COMMENT,
 ) -> Response:  # fmt: skip
     """A stream of events. What goes wrong before the first of them is an ordinary error.
 
-    Args: sign: what is sent when nothing came for a while; some clients take a comment for nothing.
+    Args: sign: gives what is sent when nothing came for a while; some clients take a comment for nothing.
     Raises: as whole.
     """
     config = server_of(request).config

@@ -156,7 +156,7 @@ async def filled(body: CompletionRequest, lease: Lease) -> dict[str, Any]:
         **own_fields(body),
         "seed": or_none(body.seed),
         "temperature": body.temperature,
-        "top_p": None if body.top_p == 1 else body.top_p,
+        "top_k": None,  # a gap's end decides which tokens may stand in it
         "logit_bias": biases(body.logit_bias),
     }
     gap = Gap(

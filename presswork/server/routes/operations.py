@@ -9,7 +9,7 @@ from presswork import __version__
 from presswork.errors import RequestError
 from presswork.server.registry import Lease
 from presswork.server.routes.common import server_of
-from presswork.server.turns import one_system
+from presswork.server.turns import chat_tools, chat_turns, one_system
 from presswork.server.wire import Listed, Wire
 from presswork.text.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ class DetokenizeRequest(Wire):
     tokens: Listed[int]
 
 
-@router.get("/health")
+@router.api_route("/health", methods=["GET", "HEAD"])
 async def health(request: Request) -> Response:
     """200 once the default model is there, 503 with the share that is loaded before."""
     server = server_of(request)
@@ -102,7 +102,7 @@ async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
 def _tokenized(body: TokenizeRequest, lease: Lease) -> dict[str, Any]:
     engine, tokenizer = lease.model, _tokenizer(lease)
     if body.messages is not None:
-        ids = engine.encode_chat(one_system(body.messages))
+        ids = engine.encode_chat(one_system(chat_turns(body.messages)))
     else:
         text = body.content if body.content is not None else body.prompt or ""
         is_marked = body.add_special if body.content is not None else body.add_special_tokens
@@ -127,7 +127,8 @@ async def apply_template(request: Request, body: TemplateRequest) -> dict[str, s
     async with server_of(request).registry.use(body.model) as lease:
 
         def rendered() -> str:
-            ids = lease.model.encode_chat(one_system(body.messages), tools=body.tools)
+            turns = one_system(chat_turns(body.messages))
+            ids = lease.model.encode_chat(turns, tools=chat_tools(body.tools or []) or None)
             return _tokenizer(lease).decode(ids, skip_special_tokens=False)
 
         return {"prompt": await lease.read(rendered)}

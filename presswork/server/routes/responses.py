@@ -5,20 +5,20 @@ import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from presswork.engine.events import Done, Reply
-from presswork.errors import PressworkError, RequestError
+from presswork.errors import RequestError
 from presswork.server.constraints import form_and_calls, of_response_format
-from presswork.server.errors import HttpError, as_http, logged
-from presswork.server.generation import Ask, Bit, Written, bits, fitted, num_reasoning_tokens
+from presswork.server.errors import HttpError, openai_body
+from presswork.server.generation import Ask, Bit, Written, bits, fitted, num_reasoning_tokens, unless_late
 from presswork.server.registry import Lease
 from presswork.server.routes.common import checked_effort, counted, new_id, now, server_of, streamed, whole
-from presswork.server.sse import event, readable
-from presswork.server.turns import call, declaration, one_system, plain_text, result
+from presswork.server.sse import COMMENT, event, readable
+from presswork.server.turns import call, declaration, one_system, plain_text, result, result_text
 from presswork.server.wire import CanvasFields, Listed, Wire, or_none, refuse, sampling
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
@@ -41,6 +41,14 @@ class Reasoning(Wire):
     effort: str | None = None
     summary: str | None = None
     generate_summary: str | None = None
+    context: str | None = None
+    mode: str | None = None
+
+
+class StreamOptions(Wire):
+    """What a stream holds beside its text: padding against those who measure it, of which there is none here."""
+
+    include_obfuscation: bool | None = None
 
 
 class ResponsesRequest(CanvasFields):
@@ -54,7 +62,7 @@ class ResponsesRequest(CanvasFields):
     top_p: float | None = None
     seed: int | None = None
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
     tools: Listed[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -87,17 +95,26 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class ToolKind:
+    """What a client calls a tool: of which kind, by which name, in which namespace."""
+
+    kind: str
+    name: str
+    namespace: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponsesAsk:
     """A request as the engine takes it, and what its answer repeats of it.
 
-    Args: kinds: of each tool that is not called as a plain function, by its name: (its own kind, its namespace).
+    Args: kinds: of each tool that is not called as a plain function, by the name that the model knows.
     """
 
     ask: Ask
     model: str
     body: ResponsesRequest
-    kinds: Mapping[str, tuple[str, str | None]]
+    kinds: "Mapping[str, ToolKind]"
     id: str = field(default_factory=lambda: new_id("resp").replace("-", "_"))
     created: int = field(default_factory=now)
 
@@ -108,10 +125,8 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
     refuse(body, _NEUTRAL)
     server = server_of(request)
     if body.stream:
-        # A comment is no event to some agents, which then give up.
-        return await streamed(
-            request, _streamed(request, body), _error_event, event({"type": "keepalive"}, "keepalive")
-        )
+        told = _Told()
+        return await streamed(request, _streamed(request, body, told), told.failed, told.sign)
 
     async def answer() -> Response:
         async with server.registry.use(body.model) as lease:
@@ -125,6 +140,14 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
             return JSONResponse(_response(asked, items.done, status, _usage(lease, found)))
 
     return await whole(request, answer())
+
+
+@router.post("/v1/responses/input_tokens")
+async def input_tokens(request: Request, body: ResponsesRequest) -> dict[str, Any]:
+    """Tokens that a request's prompt has."""
+    async with server_of(request).registry.use(body.model) as lease:
+        asked = await lease.read(_read, body, lease)
+        return {"object": "response.input_tokens", "input_tokens": len(asked.ask.prompt_ids)}
 
 
 def _read(body: ResponsesRequest, lease: Lease) -> ResponsesAsk:
@@ -155,14 +178,14 @@ def _read(body: ResponsesRequest, lease: Lease) -> ResponsesAsk:
     return ResponsesAsk(ask=ask, model=body.model or lease.name, body=body, kinds=kinds)
 
 
-def _tools(given: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, tuple[str, str | None]]]:
-    """(declarations as templates read them; the kind and namespace of those that are no plain functions).
+def _tools(given: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, ToolKind]]:
+    """(declarations as templates read them; what those are to the client that are no plain functions).
 
-    Agents declare tools that only the original service runs; those are left out. A namespace is a list of functions; a
-    custom tool takes one text.
+    Agents declare tools that only the original service runs; those are left out. A namespace is a list of functions,
+    which the model knows by both names; a custom tool takes one text.
     """
     made: list[dict[str, Any]] = []
-    kinds: dict[str, tuple[str, str | None]] = {}
+    kinds: dict[str, ToolKind] = {}
     for tool in given:
         kind = tool.get("type")
         if kind == "function":
@@ -170,15 +193,35 @@ def _tools(given: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], di
         elif kind == "custom":
             parameters = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
             made.append(_tool({**tool, "parameters": parameters}))
-            kinds[tool["name"]] = ("custom", None)
+            kinds[tool["name"]] = ToolKind("custom", tool["name"])
         elif kind == "namespace":
-            for inner in tool.get("tools") or []:
-                if isinstance(inner, Mapping) and inner.get("type") == "function":
-                    made.append(_tool(inner))
-                    kinds[inner["name"]] = ("function", str(tool.get("name")))
+            _add_namespace(tool, made, kinds)
         else:
             logger.info("a tool of type %.40r is not run here and left out", kind)
     return made, kinds
+
+
+def _add_namespace(tool: Mapping[str, Any], made: list[dict[str, Any]], kinds: dict[str, ToolKind]) -> None:
+    """The functions of a namespace. Mutates made and kinds. Raises RequestError."""
+    inners = tool.get("tools") or []
+    if not isinstance(tool.get("name"), str) or not isinstance(inners, list):
+        raise RequestError(f"a namespace needs a name and a list of tools, got {str(tool)[:80]!r}")
+    for inner in inners:
+        if not isinstance(inner, Mapping) or inner.get("type") != "function":
+            logger.info("a tool of %.40r that is no function is left out", tool["name"])
+            continue
+        plain = _tool(inner)
+        name = _joined(tool["name"], inner["name"])
+        plain["function"]["name"] = name
+        made.append(plain)
+        kinds[name] = ToolKind("function", inner["name"], tool["name"])
+
+
+def _joined(namespace: Any, name: str) -> str:
+    """The name that the model knows a function by: two namespaces may have functions of one name."""
+    if not isinstance(namespace, str) or not namespace:
+        return name
+    return f"{namespace}{name}" if namespace.endswith("_") else f"{namespace}__{name}"
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,15 +248,18 @@ def turns_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     thoughts: list[str] = []
     for number, item in enumerate(given):
         where, kind = f"input[{number}]", item.get("type") or ("message" if "role" in item else "item_reference")
+        if not isinstance(kind, str):
+            raise RequestError(f"{where}.type must be a name, got {str(kind)[:40]!r}")
         if kind == "message":
             turns.append({"role": item.get("role"), "content": _content(item.get("content"), where)})
         elif kind in _CALLS:
             _add_call(turns, names, item, kind)
         elif kind in _OUTPUTS:
-            text = _content(item.get("output"), where)
+            text = result_text(item.get("output"), where)
             turns.append(result(str(item.get("call_id")), names, where, "call_id", text))
         elif kind == "reasoning":
-            thoughts = [str(part.get("text")) for part in item.get("content") or [] if isinstance(part, Mapping)]
+            parts = item.get("content")
+            thoughts = [str(part.get("text")) for part in parts if isinstance(part, Mapping)] if _is_list(parts) else []
             continue
         elif kind == "item_reference":
             raise RequestError(f"{where}: nothing is stored here that could be referred to; send the item itself")
@@ -225,9 +271,13 @@ def turns_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return turns
 
 
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    return isinstance(value, list)
+
+
 def _add_call(turns: list[dict[str, Any]], names: dict[str, str], item: Mapping[str, Any], kind: str) -> None:
     """A call belongs to the turn that the assistant is in. Mutates turns and names."""
-    name, call_id = str(item.get("name")), str(item.get("call_id"))
+    name, call_id = _joined(item.get("namespace"), str(item.get("name"))), str(item.get("call_id"))
     names[call_id] = name
     arguments = item.get(_CALLS[kind])
     if kind == "custom_tool_call":
@@ -238,11 +288,13 @@ def _add_call(turns: list[dict[str, Any]], names: dict[str, str], item: Mapping[
 
 
 def _content(given: Any, where: str) -> str:
+    parts = []
     for part in given if isinstance(given, list) else []:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in ("input_text", "output_text", "text"):
+        if kind not in ("input_text", "output_text", "text", "refusal"):
             raise RequestError(f"{where}: parts of type {str(kind)[:40]!r} are not supported here; send text")
-    return plain_text(given, where)
+        parts.append({"text": part.get("refusal")} if kind == "refusal" else part)
+    return plain_text(parts or given, where)
 
 
 @dataclass(slots=True)
@@ -250,7 +302,7 @@ class _Items:
     """Output items as they open, grow and close, and the events that say so."""
 
     response_id: str
-    kinds: Mapping[str, tuple[str, str | None]] = field(default_factory=dict)
+    kinds: Mapping[str, ToolKind] = field(default_factory=dict)
     done: list[dict[str, Any]] = field(default_factory=list)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     _kind: str | None = None
@@ -297,20 +349,20 @@ class _Items:
         return {**head, "status": status, "content": content}
 
     def _call(self, call: ToolCall) -> None:
-        own, namespace = self.kinds.get(call.name, ("function", None))
-        if own == "custom":
+        own = self.kinds.get(call.name, ToolKind("function", call.name))
+        if own.kind == "custom":
             kind, name, value = "custom_tool_call", "input", str(call.arguments.get("input", ""))
             told = "response.custom_tool_call_input"
         else:
             kind, name, value = "function_call", "arguments", json.dumps(call.arguments, ensure_ascii=False)
             told = "response.function_call_arguments"
-        item = {"id": self._id("fc"), "type": kind, "call_id": self._id("call"), "name": call.name}
-        if namespace is not None:
-            item["namespace"] = namespace
+        item = {"id": self._id("fc"), "type": kind, "call_id": self._id("call"), "name": own.name}
+        if own.namespace is not None:
+            item["namespace"] = own.namespace
         self._tell("response.output_item.added", item={**item, name: "", "status": "in_progress"})
         for piece in readable(value):
             self._tell(f"{told}.delta", delta=piece)
-        self._tell(f"{told}.done", **{name: value}, **({"name": call.name} if name == "arguments" else {}))
+        self._tell(f"{told}.done", **{name: value}, **({"name": own.name} if name == "arguments" else {}))
         whole = {**item, name: value, "status": "completed"}
         self._tell("response.output_item.done", item=whole)
         self.done.append(whole)
@@ -380,45 +432,62 @@ def _response(
     }
 
 
-async def _streamed(request: Request, body: ResponsesRequest) -> AsyncGenerator[bytes, None]:
+class _Told:
+    """What a stream has said so far: how its events are numbered, and how it ends where something goes wrong."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._asked: ResponsesAsk | None = None
+        self._items: _Items | None = None
+
+    def begun(self, asked: ResponsesAsk, items: _Items) -> list[bytes]:
+        """The events that open a stream, once. Mutates self."""
+        if self._asked is not None:
+            return []
+        self._asked, self._items = asked, items
+        started = {"response": _response(asked, [], "in_progress", None)}
+        return [self.event("response.created", started), self.event("response.in_progress", started)]
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> bytes:
+        """One event. Mutates the number."""
+        self._number += 1
+        return event({"type": kind, "sequence_number": self._number - 1, **fields}, kind)
+
+    def sign(self) -> bytes:
+        """A sign of life: a comment is no event to some agents, and clients want `response.created` to be the first."""
+        return COMMENT if self._asked is None else self.event("keepalive", {})
+
+    def failed(self, error: HttpError) -> bytes:
+        """How a stream ends that something went wrong with: agents read why from this event and from no other."""
+        if self._asked is None or self._items is None:
+            return event({"type": "error", "code": str(error.status), "message": error.message, "param": error.param})
+        response = _response(self._asked, self._items.done, "failed", None)
+        response["error"] = {"code": openai_body(error)["error"]["code"] or "server_error", "message": error.message}
+        return self.event("response.failed", {"response": response})
+
+
+async def _streamed(request: Request, body: ResponsesRequest, told: _Told) -> AsyncGenerator[bytes, None]:
     server = server_of(request)
     async with server.registry.use(body.model) as lease:
         asked = await lease.read(_read, body, lease)
-        items, found, number = _Items(asked.id, asked.kinds), Written(), 0
-
-        def told(kind: str, fields: dict[str, Any]) -> bytes:
-            nonlocal number
-            number += 1
-            return event({"type": kind, "sequence_number": number - 1, **fields}, kind)
-
-        try:
-            async with aclosing(bits(lease, [asked.ask])) as coming:
-                async for _, bit in coming:
-                    if number == 0:
-                        started = {"response": _response(asked, [], "in_progress", None)}
-                        yield told("response.created", started)
-                        yield told("response.in_progress", started)
-                    found.add(bit)
-                    items.take(bit)
-                    if isinstance(bit, Done):
-                        items.close(_status(bit.reply))
-                        server.metrics.count(lease.name, bit.reply)
-                    for kind, fields in items.events:
-                        yield told(kind, fields)
-                    items.events.clear()
-        except PressworkError as error:
-            if number == 0:
-                raise
-            # Agents read why a stream ended from this event and from no other.
-            seen = logged(as_http(error), error, request.scope["state"]["request_id"])
-            failed = _response(asked, items.done, "failed", None)
-            failed["error"] = {"code": "server_error", "message": seen.message}
-            yield told("response.failed", {"response": failed})
-            return
-        assert found.reply is not None
-        status = _status(found.reply)
-        yield told(f"response.{status}", {"response": _response(asked, items.done, status, _usage(lease, found))})
-
-
-def _error_event(error: HttpError) -> bytes:
-    return event({"type": "error", "code": str(error.status), "message": error.message, "param": error.param}, "error")
+        items, found = _Items(asked.id, asked.kinds), Written()
+        # What is wrong with a request shows soon, and has a status of its own; a long prompt takes its time.
+        patience_s = server.config.keep_alive_s / 2
+        async with aclosing(unless_late(bits(lease, [asked.ask]), patience_s)) as coming:
+            async for one in coming:
+                for opening in told.begun(asked, items):
+                    yield opening
+                if one is None:
+                    continue
+                _, bit = one
+                found.add(bit)
+                items.take(bit)
+                if isinstance(bit, Done):
+                    items.close(_status(bit.reply))
+                    server.metrics.count(lease.name, bit.reply)
+                for kind, fields in items.events:
+                    yield told.event(kind, fields)
+                items.events.clear()
+        status = _status(found.finished)
+        last = _response(asked, items.done, status, _usage(lease, found))
+        yield told.event(f"response.{status}", {"response": last})
