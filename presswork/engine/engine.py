@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from presswork.config import require
-from presswork.engine.adapters import AdapterTable
+from presswork.engine.adapters import AdapterTable, LoadedAdapter
 from presswork.engine.decide import DecideReply, Style, decide
 from presswork.engine.edit import EditReply, edit
-from presswork.engine.events import Commit, Done, Draft, Reply
+from presswork.engine.events import Commit, Done, Draft, Reply, TokenLogprob
 from presswork.engine.fill import FillReply, fill
 from presswork.engine.gaps import GapsReply, fill_gaps
 from presswork.engine.intake import Intake
@@ -417,16 +417,34 @@ class Engine:
         completion_ids = self._intake.checked_ids(self._prompts.ids(completion, add_special_tokens=False))
         if not prompt_ids or not completion_ids:
             raise RequestError("score needs at least one prompt token and one completion token")
-        ids = prompt_ids + completion_ids
+        return [one.logprob for one in self._causal(prompt_ids + completion_ids, len(prompt_ids), under, 0)]
+
+    def prompt_logprobs(
+        self, prompt: str | Sequence[int], *, num_top: int = 0, adapter: str | None = None
+    ) -> list[TokenLogprob]:
+        """Causal log-probability of each token of a prompt given all before it; the first has none, and is left out.
+
+        Args:
+            prompt: a text, encoded with special tokens, nothing templated; or token ids.
+            num_top: most likely tokens that are told beside each, 20 at most.
+            adapter: name of a loaded adapter; None is the model as it is.
+        """
+        under = self._adapters.find(adapter)
+        ids = self._intake.checked_ids(self._prompts.ids(prompt, add_special_tokens=True))
+        if type(num_top) is not int or not 0 <= num_top <= 20:
+            raise RequestError(f"num_top must be an integer in 0..20, got {num_top!r}")
+        return self._causal(ids, 1, under, num_top)
+
+    def _causal(self, ids: list[int], num_prompt: int, under: LoadedAdapter, num_top: int) -> list[TokenLogprob]:
         self._intake.check_room(len(ids))
         with self._lock:
-            cache = self.prefix.longest(ids, len(prompt_ids) - 1, under.number)
-        scores = causal_logprobs(
-            self._runner, self._lock, ids, len(prompt_ids), self.config.prefill_chunk, under.adapter, cache
+            cache = self.prefix.longest(ids, num_prompt - 1, under.number)
+        found = causal_logprobs(
+            self._runner, self._lock, ids, num_prompt, self.config.prefill_chunk, under.adapter, cache, num_top
         )
-        if any(value != value for value in scores):
-            raise NonFiniteError("score failed: the model produced NaN or infinite logits; check the weights")
-        return scores
+        if any(one.logprob != one.logprob for one in found):
+            raise NonFiniteError("the model produced NaN or infinite logits; check the weights")
+        return found
 
     def canvas_logits(
         self,

@@ -14,6 +14,7 @@ from presswork.diffusion.sampler import CanvasState, StepReading, advance, hold,
 from presswork.engine.events import Commit, Draft, TokenLogprob, TokenTrace
 from presswork.engine.pins import canvas_pins
 from presswork.engine.prefix import PrefixCache
+from presswork.engine.readings import token_logprobs
 from presswork.engine.request import Request
 from presswork.engine.runner import Runner
 from presswork.engine.scheduler import Scheduler, WorkItem
@@ -167,18 +168,8 @@ class EngineLoop:
     def _logprobs(
         self, request: Request, hidden: Tensor, ids: Tensor, entropy: list[float], settled: list[int], num_steps: int
     ) -> list[TokenLogprob]:
-        num_top = request.params.logprobs or 0
-        reading = self._runner.reader.read_logprobs(hidden, ids, num_top)
-        assert reading.chosen_logprobs is not None
-        chosen = reading.chosen_logprobs[:, 0].tolist()
-        tops: list[tuple[tuple[int, float], ...]] = [()] * len(chosen)
-        if reading.topk_ids is not None and reading.topk_logprobs is not None:
-            pairs = zip(reading.topk_ids.tolist(), reading.topk_logprobs.tolist(), strict=True)
-            tops = [tuple(zip(row_ids, row_logprobs, strict=True)) for row_ids, row_logprobs in pairs]
-        return [
-            TokenLogprob(token_id=token, logprob=logprob, entropy=h, settled_step=step, num_steps=num_steps, top=top)
-            for token, logprob, h, step, top in zip(ids.tolist(), chosen, entropy, settled, tops, strict=True)
-        ]
+        reading = self._runner.reader.read_logprobs(hidden, ids, request.params.logprobs or 0)
+        return token_logprobs(reading, ids, entropy, settled, num_steps)
 
     def _next_token(self, request: Request, hidden: Float[Tensor, "1 D"], reading: Reading) -> None:
         """One token of one ar request."""

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from presswork.cache.contiguous import SequenceCache
 from presswork.engine.abandon import check_wanted
 from presswork.engine.adapters import LoadedAdapter
+from presswork.engine.events import TokenLogprob
+from presswork.engine.readings import token_logprobs
 from presswork.engine.runner import Runner
 from presswork.models.adapters import Adapter
 
@@ -24,16 +26,17 @@ if TYPE_CHECKING:
 
 def causal_logprobs(
     runner: Runner, lock: AbstractContextManager, ids: Sequence[int], num_prompt: int, chunk: int,
-    adapter: Adapter | None, cache: SequenceCache | None = None,
-) -> list[float]:  # fmt: skip
+    adapter: Adapter | None, cache: SequenceCache | None = None, num_top: int = 0,
+) -> list[TokenLogprob]:  # fmt: skip
     """Log-probability of each id after the first num_prompt given all before it, in nats.
 
     Args:
+        num_top: most likely tokens that are told beside each.
         cache: what is computed already, fewer tokens than the prompt has; taken over and released.
         lock: held during each chunk's pass and free between two, so that requests get theirs.
     """
     cache = cache or SequenceCache(runner.config)
-    scores: list[float] = []
+    scores: list[TokenLogprob] = []
     try:
         while cache.length < len(ids) - 1:
             # Chunks end where a request's own prefill would end them.
@@ -44,9 +47,8 @@ def causal_logprobs(
                 hidden = runner.causal_hidden(cache, ids[start:stop], adapter)
                 if skip < stop - start:
                     targets = torch.tensor(ids[start + 1 + skip : stop + 1], device=hidden.device)
-                    reading = runner.reader.read_logprobs(hidden[skip:], targets)
-                    assert reading.chosen_logprobs is not None
-                    scores += reading.chosen_logprobs[:, 0].tolist()
+                    reading = runner.reader.read_logprobs(hidden[skip:], targets, num_top)
+                    scores += token_logprobs(reading, targets, reading.entropy.tolist(), [1] * len(targets), 1)
     finally:
         cache.release()
     return scores

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from presswork.diffusion.sampler import StepReading
 from presswork.engine.constrained import DecidedCanvas, decide, next_weights
+from presswork.engine.events import TokenLogprob
 from presswork.engine.request import Request
 from presswork.errors import GenerationError
 from presswork.models.transformer import Transformer
@@ -208,6 +209,22 @@ class VocabReader:
             top_p=top_p.to(device) if top_p is not None and bool((top_p < 1).any()) else None,
             class_weights=class_weights,
         )
+
+
+def token_logprobs(
+    reading: Reading, ids: Int[Tensor, "N"], entropy: Sequence[float], settled: Sequence[int], num_steps: int
+) -> list[TokenLogprob]:
+    """What `read_logprobs` says of tokens, one by one; the other arguments as TokenLogprob's."""
+    assert reading.chosen_logprobs is not None
+    chosen = reading.chosen_logprobs[:, 0].tolist()
+    tops: list[tuple[tuple[int, float], ...]] = [()] * len(chosen)
+    if reading.topk_ids is not None and reading.topk_logprobs is not None:
+        pairs = zip(reading.topk_ids.tolist(), reading.topk_logprobs.tolist(), strict=True)
+        tops = [tuple(zip(row_ids, row_logprobs, strict=True)) for row_ids, row_logprobs in pairs]
+    return [
+        TokenLogprob(token_id=token, logprob=logprob, entropy=h, settled_step=step, num_steps=num_steps, top=top)
+        for token, logprob, h, step, top in zip(ids.tolist(), chosen, entropy, settled, tops, strict=True)
+    ]
 
 
 def split_reading(reading: Reading, counts: Sequence[int]) -> list[Reading]:

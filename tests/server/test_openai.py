@@ -200,6 +200,30 @@ def test_completions_write_on_and_fill(client, engine):
     assert joined == filled.choices[0].text
 
 
+def test_prompts_are_told_with_their_logprobs(client, engine):
+    """What harnesses ask for that compare continuations by their likelihood."""
+    ids = engine.encode_prompt("def add(a, b):", raw=True)
+    bare = [i for i in ids if i not in engine.tokenizer.special_ids]
+    for prompt, used in (("def add(a, b):", ids), (bare, bare)):
+        told = client.completions.create(model="tiny", prompt=prompt, max_tokens=0, logprobs=2, echo=True)
+        (choice,) = told.choices
+        assert choice.text == "def add(a, b):" == "".join(choice.logprobs.tokens)
+        assert told.usage.completion_tokens == 0 and told.usage.prompt_tokens == len(used)
+        scores = engine.score(used[:1], used[1:])
+        expected = scores if len(used) > len(bare) else [None, *scores]
+        assert choice.logprobs.token_logprobs == pytest.approx(expected, abs=1e-6)
+        # Two tokens of one text, such as parts of characters, are one entry.
+        tops = [top for top in choice.logprobs.top_logprobs if top is not None]
+        assert len(tops) == len(scores) and {len(top) for top in tops} <= {1, 2}
+        assert choice.logprobs.text_offset[-1] + len(choice.logprobs.tokens[-1]) == len(choice.text)
+    ask = dict(model="tiny", prompt="def add", max_tokens=6, logprobs=1, echo=True, seed=3)
+    whole = client.completions.create(**ask).choices[0]
+    assert len(whole.logprobs.tokens) == len(whole.logprobs.text_offset) > len(ids) - len(bare)
+    assert "".join(whole.logprobs.tokens).startswith("def add")
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**ask, stream=True) if chunk.choices]
+    assert [token for chunk in chunks if chunk.logprobs for token in chunk.logprobs.tokens] == whole.logprobs.tokens
+
+
 def test_a_stream_of_several_prompts_says_what_the_whole_says(client):
     ask = dict(model="tiny", prompt=["def add", "x ="], max_tokens=24, n=2, seed=3, logprobs=1)
     whole = client.completions.create(**ask)

@@ -54,10 +54,15 @@ class CompletionRequest(CanvasFields):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionAsk:
-    """A request as the engine takes it: so many choices of each prompt, and what stands before each text."""
+    """A request as the engine takes it: so many choices of each prompt, and what stands before each text.
+
+    Args: has_echo: each text begins with its prompt. is_only_echo: and ends with it; nothing is written.
+    """
 
     asks: list[Ask]
     echoes: list[str]
+    has_echo: bool
+    is_only_echo: bool
     num_prompts: int
     model: str
     include_usage: bool
@@ -79,8 +84,10 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
             if suffix_of(body.suffix):
                 return JSONResponse(await filled(body, lease))
             asked = await lease.read(_read, body, lease)
-            found = await counted(request, lease, asked.asks)
-            return JSONResponse(_completion(asked, found, lease))
+            listed = await _echoed_logprobs(asked, lease)
+            if asked.is_only_echo:
+                return JSONResponse(_only_echo(asked, listed))
+            return JSONResponse(_completion(asked, await counted(request, lease, asked.asks), listed, lease))
 
     return await whole(request, answer())
 
@@ -92,20 +99,23 @@ def _read(body: CompletionRequest, lease: Lease) -> CompletionAsk:
         raise RequestError(f"best_of must be n, which is {num}, or left out, got {body.best_of}")
     if body.logprobs is not None and lease.model.tokenizer is None:
         raise RequestError(f"model {lease.name!r} has no tokenizer to name tokens with; leave out logprobs")
-    if body.echo and body.logprobs is not None:
-        raise RequestError("echo together with logprobs is not supported; leave one of them out")
     prompts = _prompts(body.prompt, lease.model)
     if not 1 <= len(prompts) <= MAX_PROMPTS:
         raise RequestError(f"prompt must hold 1 to {MAX_PROMPTS} prompts, got {len(prompts)}")
     if len(prompts) * num > lease.model.config.max_waiting:
         raise RequestError(f"{len(prompts)} prompts of {num} choices are more than this server queues; ask for fewer")
-    params = params_of(body, lease)
+    is_only_echo = body.max_tokens == 0 and body.echo is True
+    if is_only_echo and body.stream:
+        raise RequestError("max_tokens: 0 writes nothing, so there is nothing to stream; leave out stream")
+    params = params_of(body.model_copy(update={"max_tokens": 1}) if is_only_echo else body, lease)
     asks = [
         several(Ask(prompt_ids=ids, params=fitted(params, len(ids), lease), is_chat=False), num) for ids, _ in prompts
     ]
     return CompletionAsk(
         asks=[ask for group in asks for ask in group],
         echoes=[text if body.echo else "" for _, text in prompts for _ in range(num)],
+        has_echo=body.echo is True,
+        is_only_echo=is_only_echo,
         num_prompts=len(prompts),
         model=body.model or lease.name,
         include_usage=_wants_usage(body),
@@ -181,7 +191,50 @@ async def filled(body: CompletionRequest, lease: Lease) -> dict[str, Any]:
     }
 
 
-def _completion(asked: CompletionAsk, found: Sequence[Written], lease: Lease) -> dict[str, Any]:
+async def _echoed_logprobs(asked: CompletionAsk, lease: Lease) -> list[dict[str, Any] | None]:
+    """Log-probabilities of what stands before each text, where they are asked for; the first token of all has none."""
+    num_top = asked.asks[0].params.logprobs
+    if num_top is None or not asked.has_echo:
+        return [None] * len(asked.asks)
+    known: dict[tuple[int, ...], dict[str, Any]] = {}
+    for ask in asked.asks:
+        ids = tuple(ask.prompt_ids)
+        if ids not in known:
+            read = await lease.run(lease.model.prompt_logprobs, list(ids), num_top=num_top, adapter=lease.adapter)
+            known[ids] = _with_first(ids, completion_logprobs(read, lease.model.tokenizer), lease.model.tokenizer)
+    return [known[tuple(ask.prompt_ids)] for ask in asked.asks]
+
+
+def _with_first(ids: Sequence[int], listed: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """A prompt's lists with its first token before them, unless that is no text."""
+    assert tokenizer is not None
+    if not ids or ids[0] in tokenizer.special_ids:
+        return listed
+    text = tokenizer.token_text(ids[0])
+    first = {"tokens": [text], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [0]}
+    later = {**listed, "text_offset": [len(text) + offset for offset in listed["text_offset"]]}
+    return {name: first[name] + later[name] for name in first}
+
+
+def _joined(before: dict[str, Any] | None, behind: dict[str, Any] | None) -> dict[str, Any] | None:
+    if before is None or behind is None:
+        return before or behind
+    return {name: before[name] + behind[name] for name in before}
+
+
+def _only_echo(asked: CompletionAsk, listed: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    choices = [
+        {"index": number, "text": echo, "logprobs": found, "finish_reason": "length"}
+        for number, (echo, found) in enumerate(zip(asked.echoes, listed, strict=True))
+    ]
+    prompt = sum(len(ask.prompt_ids) for ask in asked.asks[:: len(asked.asks) // asked.num_prompts])
+    usage = {"prompt_tokens": prompt, "completion_tokens": 0, "total_tokens": prompt}
+    return {**_head(asked), "choices": choices, "usage": usage}
+
+
+def _completion(
+    asked: CompletionAsk, found: Sequence[Written], echoed: Sequence[dict[str, Any] | None], lease: Lease
+) -> dict[str, Any]:
     made = []
     for number, one in enumerate(found):
         reply, listed = one.finished, None
@@ -189,6 +242,7 @@ def _completion(asked: CompletionAsk, found: Sequence[Written], lease: Lease) ->
             listed = completion_logprobs(one.logprobs, lease.model.tokenizer, start=len(asked.echoes[number]))
         reason = finish_reason(reply, has_calls=False)
         text = asked.echoes[number] + one.text
+        listed = _joined(echoed[number], listed)
         made.append({"index": number, "text": text, "logprobs": listed, "finish_reason": reason})
     told_timings = timings(found[0].finished.stats)
     return {**_head(asked), "choices": made, "usage": _usage(asked, found), "timings": told_timings}
@@ -234,13 +288,13 @@ async def _streamed(request: Request, body: CompletionRequest) -> AsyncGenerator
             return
         asked = await lease.read(_read, body, lease)
         found = [Written() for _ in asked.asks]
-        echoes = dict(enumerate(asked.echoes))
+        echoes = dict(enumerate(zip(asked.echoes, await _echoed_logprobs(asked, lease), strict=True)))
         offsets = [len(echo) for echo in asked.echoes]
         async with aclosing(bits(lease, asked.asks)) as coming:
             async for number, bit in coming:
-                echo = echoes.pop(number, "")
+                echo, listed = echoes.pop(number, ("", None))
                 if echo:
-                    yield _chunk(asked, number, echo)
+                    yield _chunk(asked, number, echo, logprobs=listed)
                 found[number].add(bit)
                 for one in _chunks(asked, number, bit, offsets, lease):
                     yield one
