@@ -141,6 +141,9 @@ def test_bench_times_both_modes(capsys, bare_folder):
 
 
 def test_eval_counts_puzzles(capsys, tmp_path):
+    flags = ("--num", "6", "--clues", "50-55", "--seed", "5", "--mode", "diffusion", "--json")
+    held = json.loads(run(capsys, "eval", "sudoku", "--hold", "--tries", "2", *flags)[1])
+    assert held["held"] is True and held["solved"] >= 0.5 and len(held["solved_by_try"]) == 2
     code, out, _ = run(capsys, "eval", "sudoku", "--num", "3", "--clues", "50-55", "--seed", "5", "--json")
     report = json.loads(out)
     assert code == 0 and report["num"] == 3

@@ -1,6 +1,6 @@
 """Batches of the Sudoku recipe: what is in them, that they repeat, and that walks stay on their boards."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,14 @@ from presswork.models.transformer import Transformer
 from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, PROMPT_LENGTH, encode_prompts, encode_solutions
 from presswork.tasks.sudoku.evaluate import is_solved
 from presswork.tasks.sudoku.symmetry import draw_symmetries
-from presswork.tasks.sudoku.training import BatchConfig, PuzzleBatches, PuzzleWalks, initialise, model_config
+from presswork.tasks.sudoku.training import (
+    BatchConfig,
+    PuzzleBatches,
+    PuzzleWalks,
+    clue_places,
+    initialise,
+    model_config,
+)
 from presswork.training.config import OptimizerConfig, TrainConfig
 from presswork.training.loss import Batch
 from presswork.training.recipe import load_recipe, override
@@ -78,6 +85,15 @@ def test_the_curriculum_ends_at_its_share_of_minimal_puzzles(batches) -> None:
     assert (early > 26).mean() >= 0.5 and 0.3 < (late > 26).mean() < 0.6 and late.max() <= 55
 
 
+def test_canvases_that_hold_their_clues_have_them_clean() -> None:
+    config = replace(CONFIG, num_held=2)
+    batch = PuzzleBatches(64, 5, config)(20)
+    prompt = batch.ids[:, 1:91].view(-1, 9, 10)[:, :, :9].flatten(1) - 14
+    places = clue_places((prompt % 10).numpy().astype(np.uint8)).repeat_interleave(3, 0)
+    is_right = (batch.xt == batch.x0) | ~places
+    assert is_right.view(4, 3, -1)[:, 1:].all() and not is_right.view(4, 3, -1)[:, 0].all()
+
+
 class TestWalks:
     @pytest.fixture
     def walks(self, batches, model) -> PuzzleWalks:
@@ -108,6 +124,21 @@ class TestWalks:
             x0 = (batch.x0[::3].view(-1, 9, 10)[:, :, :9].flatten(1) - 4).numpy().astype(np.uint8)
             assert all(is_solved(p, s) for p, s in zip(digit, x0, strict=True))
             assert torch.equal(torch.from_numpy(encode_prompts(digit)), batch.ids[:, :PROMPT_LENGTH])
+
+    def test_walks_that_hold_their_clues_are_certain_of_them_behind_their_first_step(self, model) -> None:
+        walks = PuzzleWalks(PuzzleBatches(64, 5, replace(CONFIG, num_held=1)), model, num_boards=8, visits=3)
+        embedding, told = model.decoder.embedding, 0
+        for batch in self.run(walks, model, range(6)):
+            prompt = batch.ids[:, 1:91].view(-1, 9, 10)[:, :, :9].flatten(1) - 14
+            places = clue_places((prompt % 10).numpy().astype(np.uint8))
+            held, other = batch.xt[2::3], batch.xt[1::3]
+            assert torch.equal(held[places], batch.x0[2::3][places])
+            assert not torch.equal(other[places], batch.x0[1::3][places])
+            for canvas, where, x0 in zip(batch.belief[2::3], places, batch.x0[2::3], strict=True):
+                if canvas.any():
+                    told += 1
+                    assert torch.allclose(canvas[where], embedding[x0[where]].to(canvas.dtype), atol=1e-6)
+        assert told
 
     def test_drafts_and_beliefs_move_with_their_board(self, walks) -> None:
         walks(0)

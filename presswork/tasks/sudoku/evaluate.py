@@ -12,6 +12,7 @@ from presswork.engine.engine import Engine
 from presswork.engine.events import Reply
 from presswork.engine.params import Mode
 from presswork.errors import RequestError
+from presswork.grammar.languages import Regex
 from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, DIGIT_ID, decode_solution, encode_prompts, read_puzzle
 from presswork.tasks.sudoku.generate import Cells, Clues, Grids, as_grids, count_solutions, generate, solve
 
@@ -19,6 +20,9 @@ from presswork.tasks.sudoku.generate import Cells, Clues, Grids, as_grids, count
 _BATCH = 64
 # Far apart, so that seeds of one evaluation are not those of the next.
 _SEED_STRIDE = 1 << 32
+
+ROWS = Regex("([1-9]{9}\n){8}[1-9]{9}")
+"""What every solution looks like."""
 
 
 def evaluate(
@@ -30,6 +34,7 @@ def evaluate(
     with_diffusion: bool = True,
     with_ar: bool = True,
     tries: int = 1,
+    is_held: bool = False,
     on_progress: Callable[[Mode, int], None] | None = None,
     **params: Any,
 ) -> dict[str, Any]:
@@ -37,7 +42,7 @@ def evaluate(
 
     Args:
         num, clues, seed: what puzzles, as `generate` makes them; the seed is also the requests'.
-        with_diffusion, with_ar, tries, on_progress, params: as in `evaluate_puzzles`.
+        with_diffusion, with_ar, tries, is_held, on_progress, params: as in `evaluate_puzzles`.
     Returns: the keys of `evaluate_puzzles`, and clues.
     """
     if num < 1:
@@ -45,7 +50,7 @@ def evaluate(
     puzzles, solutions = generate(num, seed, clues)
     report = evaluate_puzzles(
         engine, puzzles, solutions, seed, with_diffusion=with_diffusion, with_ar=with_ar, tries=tries,
-        on_progress=on_progress, **params,
+        is_held=is_held, on_progress=on_progress, **params,
     )  # fmt: skip
     return {"clues": str(clues), **report}
 
@@ -59,6 +64,7 @@ def evaluate_puzzles(
     with_diffusion: bool = True,
     with_ar: bool = True,
     tries: int = 1,
+    is_held: bool = False,
     on_progress: Callable[[Mode, int], None] | None = None,
     **params: Any,
 ) -> dict[str, Any]:
@@ -70,6 +76,7 @@ def evaluate_puzzles(
             cached favour it.
         tries: canvases a puzzle may take by denoising. The rules, not the solution, tell whether one is solved; if not,
             the next canvas has another seed. The last one counts.
+        is_held: the canvas holds the clues too, and is kept to nine lines of digits.
         on_progress: called with the mode and the puzzles done in it after every batch.
         params: of the diffusion requests, fields of SamplingParams; the others are the checkpoint's.
     Returns:
@@ -80,9 +87,11 @@ def evaluate_puzzles(
     """
     report: dict[str, Any] = {"num": len(puzzles), "seed": seed}
     if with_diffusion:
-        report |= _run(engine, puzzles, solutions, "diffusion", tries, on_progress, seed=seed, **params)
+        pins = _clue_pins(puzzles) if is_held else None
+        params = {**params, "constraint": ROWS} if is_held else params
+        report |= _run(engine, puzzles, solutions, "diffusion", tries, on_progress, pins, seed=seed, **params)
     if with_ar:
-        report["ar"] = _run(engine, puzzles, solutions, "ar", 1, on_progress, seed=seed, temperature=0.0)
+        report["ar"] = _run(engine, puzzles, solutions, "ar", 1, on_progress, None, seed=seed, temperature=0.0)
     return report
 
 
@@ -128,7 +137,7 @@ def num_cells_right(token_ids: Sequence[int], solution: Cells) -> int:
 
 def _run(
     engine: Engine, puzzles: Grids, solutions: Grids, mode: Mode, tries: int,
-    on_progress: Callable[[Mode, int], None] | None, *, seed: int, **params: Any,
+    on_progress: Callable[[Mode, int], None] | None, pins: list[dict[int, int]] | None, *, seed: int, **params: Any,
 ) -> dict[str, Any]:  # fmt: skip
     prompts = encode_prompts(puzzles).tolist()
     replies: dict[int, Reply] = {}
@@ -138,6 +147,8 @@ def _run(
         left = [i for i in range(len(prompts)) if i not in solved_at]
         for start in range(0, len(left), _BATCH):
             batch = left[start : start + _BATCH]
+            if pins is not None:
+                params["pins"] = [pins[i] for i in batch]
             found = engine.generate(
                 prompt_token_ids=[prompts[i] for i in batch], mode=mode, max_tokens=CANVAS_LENGTH,
                 seed=seed + attempt * _SEED_STRIDE, **params,
@@ -155,6 +166,15 @@ def _run(
         counts = [sum(at <= attempt for at in solved_at.values()) for attempt in range(tries)]
         report["solved_by_try"] = [count / len(prompts) for count in counts]
     return report
+
+
+def _clue_pins(puzzles: Grids) -> list[dict[int, int]]:
+    """Where each puzzle's clues stand in its canvas, and as which tokens."""
+    found = []
+    for puzzle in np.asarray(puzzles).reshape(-1, 81):
+        cells = np.flatnonzero(puzzle).tolist()
+        found.append({cell // 9 * 10 + cell % 9: DIGIT_ID + int(puzzle[cell]) for cell in cells})
+    return found
 
 
 def _summary(replies: list[Reply], solutions: Grids, num_steps: int, wall_s: float) -> dict[str, Any]:

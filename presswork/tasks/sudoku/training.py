@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from presswork.config import ModelConfig, RopeConfig, periodic_layers, require
@@ -93,6 +93,7 @@ class BatchConfig:
         num_puzzles, canvases_per_puzzle: B and R; the canvases of a puzzle share its prompt pass.
         minimal_share: share of puzzles kept minimal once the curriculum is through; the others get 24 to 55 clues.
         curriculum_steps: steps over which that share grows from 0.
+        num_held: of a puzzle's canvases, so many hold its clues throughout, as pinned ones do in generation.
         causal_every: the causal loss over the solution is computed in every so many-th step.
         seed: decides every batch together with the step.
     """
@@ -101,14 +102,17 @@ class BatchConfig:
     canvases_per_puzzle: int = 4
     minimal_share: float = 0.5
     curriculum_steps: int = 1000
+    num_held: int = 0
     causal_every: int = 4
     seed: int = 777
 
     def __post_init__(self) -> None:
         for name in ("num_puzzles", "canvases_per_puzzle", "causal_every"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("curriculum_steps", "seed"):
+        for name in ("curriculum_steps", "num_held", "seed"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        most = self.canvases_per_puzzle
+        require(self.num_held <= most, f"num_held must be at most the {most} canvases of a puzzle, got {self.num_held}")
         require(0 <= self.minimal_share <= 1, f"minimal_share must lie in [0, 1], got {self.minimal_share}")
 
 
@@ -147,6 +151,9 @@ class PuzzleBatches:
         num = config.num_puzzles * repeats
         x0 = responses.repeat_interleave(repeats, 0)
         xt, _ = corrupt(x0, draw_times(num, generator, repeats), VOCAB_SIZE, generator)
+        is_held = torch.arange(num) % repeats >= repeats - config.num_held
+        holds = clue_places(puzzles).repeat_interleave(repeats, 0) & is_held[:, None]
+        xt = torch.where(holds, x0, xt)
         ids, targets = _causal_part(prompts, responses, with_loss=step % config.causal_every == 0)
         return Batch(
             ids=ids,
@@ -159,13 +166,20 @@ class PuzzleBatches:
         )
 
 
+def clue_places(puzzles: Grids) -> Bool[Tensor, "B L"]:
+    """Where in a canvas the clues of puzzles stand."""
+    places = torch.zeros(len(puzzles), 9, CANVAS_LENGTH // 9, dtype=torch.bool)
+    places[:, :, :9] = torch.from_numpy(puzzles > 0).view(-1, 9, 9)
+    return places.flatten(1)
+
+
 class PuzzleWalks:
     """Batches in which most canvases go on from where the model left them when their board was last visited.
 
     A store of boards is visited in turn, B boards a step. Of a board's R canvases the first is corrupted afresh at
     every visit; the others walk from uniform noise through the sampler and start over once solved or out of steps.
     Between two visits a board and everything on it is put through a random symmetry: a model that sees the very same
-    boards a dozen times knows them by heart.
+    boards a dozen times knows them by heart. The last canvases of a board hold its clues where the batches say so.
 
     Args:
         model: the model in training, whose embedding the canvases' beliefs are told in.
@@ -196,6 +210,7 @@ class PuzzleWalks:
         boards, walks = self._turn(step)
         self._turn_over(boards, walks, draw_symmetries(self._batches.config.num_puzzles, rng))
         self._replace(boards, walks, rng, generator, step)
+        self._hold(boards, walks)
         batch = self._batches.assemble(self._puzzles[boards], self._solutions[boards], step, generator)
         belief = torch.zeros(*batch.xt.shape, self._model.config.hidden_size, dtype=self._model.dtype)
         belief[self._is_walking] = self._walks.belief(walks, self._model.decoder.embedding)
@@ -247,6 +262,22 @@ class PuzzleWalks:
         self._puzzles[boards][leaving], self._solutions[boards][leaving] = puzzles[leaving], solutions[leaving]
         arrived = torch.from_numpy(leaving).repeat_interleave(self._walkers)
         self._walks.restart(walks[arrived], generator)
+
+    def _hold(self, boards: slice, walks: Tensor) -> None:
+        """Put the clues into the walks that hold them, which are certain of them but for their first step."""
+        num_held = min(self._batches.config.num_held, self._walkers)
+        held = walks.view(-1, self._walkers)[:, self._walkers - num_held :].flatten()
+        puzzles = self._puzzles[boards].repeat(num_held, 0)
+        if not len(held):
+            return
+        places, solutions = clue_places(puzzles), self._solutions[boards].repeat(num_held, 0)
+        tokens = torch.from_numpy(encode_solutions(solutions))
+        self._walks.tokens[held] = torch.where(places, tokens, self._walks.tokens[held])
+        # Digit d of the alphabet is its column d - 1; elsewhere there are no clues.
+        columns = (tokens - DIGIT_ID - 1).clamp(0, self._walks.probabilities.shape[-1] - 1)
+        certain = torch.nn.functional.one_hot(columns, self._walks.probabilities.shape[-1]).float()
+        is_told = places & (self._walks.steps[held] > 0)[:, None]
+        self._walks.probabilities[held] = torch.where(is_told[:, :, None], certain, self._walks.probabilities[held])
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs."""

@@ -31,6 +31,9 @@ def sudoku(
     tries: Annotated[
         int, typer.Option(help="Canvases a puzzle may take; the rules tell whether one solves it.", min=1)
     ] = 1,
+    is_held: Annotated[
+        bool, typer.Option("--hold", help="Hold the clues in the canvas too, and keep it to nine lines of digits.")
+    ] = False,
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "both",
     model: ModelOption = "sudoku",
     device: DeviceOption = "cpu",
@@ -46,6 +49,7 @@ def sudoku(
     Examples:
       presswork eval sudoku --num 1000 --clues minimal --seed 1 --json
       presswork eval sudoku --clues minimal --tries 8 --mode diffusion
+      presswork eval sudoku --clues minimal --hold --mode diffusion
       presswork eval sudoku --puzzles top1465.txt --mode diffusion
     """
     modes = chosen_modes(mode)
@@ -67,10 +71,10 @@ def sudoku(
 
         report = evaluate_puzzles(
             engine, grids, solutions, seed, with_diffusion=mode != "ar", with_ar=mode != "diffusion",
-            tries=tries, on_progress=on_progress, **sampling,
+            tries=tries, is_held=is_held, on_progress=on_progress, **sampling,
         )  # fmt: skip
     source = {"clues": str(wanted)} if puzzles is None else {"puzzles": str(puzzles)}
-    report = {"model": model, **source, **report}
+    report = {"model": model, **source, **({"held": True} if is_held else {}), **report}
     if as_json:
         print_json(report)
         return
