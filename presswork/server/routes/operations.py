@@ -44,7 +44,8 @@ class DetokenizeRequest(Wire):
     tokens: Listed[int]
 
 
-@router.api_route("/health", methods=["GET", "HEAD"])
+@router.head("/health", include_in_schema=False)
+@router.get("/health")
 async def health(request: Request) -> Response:
     """200 once the default model is there, 503 with the share that is loaded before."""
     server = server_of(request)
