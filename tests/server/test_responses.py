@@ -9,8 +9,8 @@ import pytest
 from presswork.engine.loader import load
 from presswork.errors import NonFiniteError, RequestError
 from presswork.server.config import ServerConfig
+from presswork.server.items import AnswerItems, tools_of, turns_of
 from presswork.server.routes import responses
-from presswork.server.routes.responses import _Items, _tools, turns_of
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
 from tests.server.conftest import serving
@@ -95,7 +95,7 @@ def test_items_are_turns():
 
 
 def test_items_open_grow_and_close_in_order():
-    items = _Items("resp_1")
+    items = AnswerItems("resp_1")
     for bit in (Piece("reasoning", "hm"), Piece("text", "so "), Piece("text", "on"), ToolCall(name="f", arguments={})):
         items.take(bit)
     items.close()
@@ -146,9 +146,9 @@ def test_functions_of_one_name_in_two_namespaces_are_told_apart():
         inner = [{"type": "function", "name": "look"}, {"type": "web_search"}]
         return {"type": "namespace", "name": name, "tools": inner}
 
-    made, kinds = _tools([space("mcp__a__"), space("mcp__b"), {"type": "function", "name": "look"}])
+    made, kinds = tools_of([space("mcp__a__"), space("mcp__b"), {"type": "function", "name": "look"}])
     assert [one["function"]["name"] for one in made] == ["mcp__a__look", "mcp__b__look", "look"]
-    items = _Items("resp_1", kinds)
+    items = AnswerItems("resp_1", kinds)
     for name in ("mcp__b__look", "look"):
         items.take(ToolCall(name=name, arguments={}))
     assert [(one["name"], one.get("namespace")) for one in items.done] == [("look", "mcp__b"), ("look", None)]

@@ -1,29 +1,23 @@
 """OpenAI's responses, without memory: what a conversation was is in the request."""
 
-import json
-import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from presswork.engine.events import Done, Reply
-from presswork.errors import RequestError
 from presswork.server.constraints import form_and_calls, of_response_format
 from presswork.server.errors import HttpError, openai_body
-from presswork.server.generation import Ask, Bit, Written, bits, fitted, num_reasoning_tokens, unless_late
+from presswork.server.generation import Ask, Written, bits, fitted, num_reasoning_tokens, unless_late
+from presswork.server.items import AnswerItems, ToolKind, tools_of, turns_of
 from presswork.server.registry import Lease
 from presswork.server.routes.common import checked_effort, counted, new_id, now, server_of, streamed, whole
-from presswork.server.sse import COMMENT, event, readable
-from presswork.server.turns import call, declaration, one_system, plain_text, result, result_text
+from presswork.server.sse import COMMENT, event
+from presswork.server.turns import one_system
 from presswork.server.wire import CanvasFields, Listed, Wire, or_none, refuse, sampling
-from presswork.text.parsers import ToolCall
-from presswork.text.parts import Piece
-
-logger = logging.getLogger(__name__)
 
 router = APIRouter()
 
@@ -95,15 +89,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class ToolKind:
-    """What a client calls a tool: of which kind, by which name, in which namespace."""
-
-    kind: str
-    name: str
-    namespace: str | None = None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponsesAsk:
     """A request as the engine takes it, and what its answer repeats of it.
@@ -114,7 +99,7 @@ class ResponsesAsk:
     ask: Ask
     model: str
     body: ResponsesRequest
-    kinds: "Mapping[str, ToolKind]"
+    kinds: Mapping[str, ToolKind]
     id: str = field(default_factory=lambda: new_id("resp").replace("-", "_"))
     created: int = field(default_factory=now)
 
@@ -132,7 +117,7 @@ async def responses(request: Request, body: ResponsesRequest) -> Response:
         async with server.registry.use(body.model) as lease:
             asked = await lease.read(_read, body, lease)
             (found,) = await counted(request, lease, [asked.ask])
-            items = _Items(asked.id, asked.kinds)
+            items = AnswerItems(asked.id, asked.kinds)
             for part in found.parts:
                 items.take(part)
             status = _status(found.finished)
@@ -152,7 +137,7 @@ async def input_tokens(request: Request, body: ResponsesRequest) -> dict[str, An
 
 def _read(body: ResponsesRequest, lease: Lease) -> ResponsesAsk:
     """Check a body against a model. Raises RequestError."""
-    tools, kinds = _tools(body.tools or [])
+    tools, kinds = tools_of(body.tools or [])
     is_parallel = body.parallel_tool_calls is not False
     form = of_response_format(None if body.text is None else body.text.format, "text.format")
     constraint = form_and_calls("text.format", form, tools, body.tool_choice, is_parallel=is_parallel)
@@ -176,214 +161,6 @@ def _read(body: ResponsesRequest, lease: Lease) -> ResponsesAsk:
     ids = lease.model.encode_chat(one_system(turns), tools=shown or None, template_variables=variables)
     ask = Ask(prompt_ids=ids, params=fitted(params, len(ids), lease), max_calls=None if is_parallel else 1)
     return ResponsesAsk(ask=ask, model=body.model or lease.name, body=body, kinds=kinds)
-
-
-def _tools(given: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, ToolKind]]:
-    """(declarations as templates read them; what those are to the client that are no plain functions).
-
-    Agents declare tools that only the original service runs; those are left out. A namespace is a list of functions,
-    which the model knows by both names; a custom tool takes one text.
-    """
-    made: list[dict[str, Any]] = []
-    kinds: dict[str, ToolKind] = {}
-    for tool in given:
-        kind = tool.get("type")
-        if kind == "function":
-            made.append(_tool(tool))
-        elif kind == "custom":
-            parameters = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
-            made.append(_tool({**tool, "parameters": parameters}))
-            kinds[tool["name"]] = ToolKind("custom", tool["name"])
-        elif kind == "namespace":
-            _add_namespace(tool, made, kinds)
-        else:
-            logger.info("a tool of type %.40r is not run here and left out", kind)
-    return made, kinds
-
-
-def _add_namespace(tool: Mapping[str, Any], made: list[dict[str, Any]], kinds: dict[str, ToolKind]) -> None:
-    """The functions of a namespace. Mutates made and kinds. Raises RequestError."""
-    inners = tool.get("tools") or []
-    if not isinstance(tool.get("name"), str) or not isinstance(inners, list):
-        raise RequestError(f"a namespace needs a name and a list of tools, got {str(tool)[:80]!r}")
-    for inner in inners:
-        if not isinstance(inner, Mapping) or inner.get("type") != "function":
-            logger.info("a tool of %.40r that is no function is left out", tool["name"])
-            continue
-        plain = _tool(inner)
-        name = _joined(tool["name"], inner["name"])
-        plain["function"]["name"] = name
-        made.append(plain)
-        kinds[name] = ToolKind("function", inner["name"], tool["name"])
-
-
-def _joined(namespace: Any, name: str) -> str:
-    """The name that the model knows a function by: two namespaces may have functions of one name."""
-    if not isinstance(namespace, str) or not namespace:
-        return name
-    return f"{namespace}{name}" if namespace.endswith("_") else f"{namespace}__{name}"
-
-
-def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(tool.get("name"), str):
-        raise RequestError(f"a tool needs a name, got {str(tool)[:80]!r}")
-    return declaration(tool["name"], tool.get("description"), tool.get("parameters"))
-
-
-# What was said or done elsewhere, and is no part of a prompt.
-_SKIPPED = (
-    "web_search_call", "file_search_call", "computer_call", "computer_call_output", "image_generation_call",
-    "code_interpreter_call", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "mcp_call",
-)  # fmt: skip
-_CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
-_OUTPUTS = ("function_call_output", "custom_tool_call_output")
-
-
-def turns_of(given: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Items as turns that templates read. Raises RequestError for items that cannot be read as such."""
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
-    turns: list[dict[str, Any]] = []
-    names: dict[str, str] = {}
-    thoughts: list[str] = []
-    for number, item in enumerate(given):
-        where, kind = f"input[{number}]", item.get("type") or ("message" if "role" in item else "item_reference")
-        if not isinstance(kind, str):
-            raise RequestError(f"{where}.type must be a name, got {str(kind)[:40]!r}")
-        if kind == "message":
-            turns.append({"role": item.get("role"), "content": _content(item.get("content"), where)})
-        elif kind in _CALLS:
-            _add_call(turns, names, item, kind)
-        elif kind in _OUTPUTS:
-            text = result_text(item.get("output"), where)
-            turns.append(result(str(item.get("call_id")), names, where, "call_id", text))
-        elif kind == "reasoning":
-            parts = item.get("content")
-            thoughts = [str(part.get("text")) for part in parts if isinstance(part, Mapping)] if _is_list(parts) else []
-            continue
-        elif kind == "item_reference":
-            raise RequestError(f"{where}: nothing is stored here that could be referred to; send the item itself")
-        elif kind not in _SKIPPED:
-            raise RequestError(f"{where}: items of type {str(kind)[:40]!r} are not supported here; leave them out")
-        if thoughts and turns and turns[-1]["role"] == "assistant":
-            turns[-1]["reasoning"] = "\n".join(thoughts)
-        thoughts = []
-    return turns
-
-
-def _is_list(value: object) -> TypeGuard[list[Any]]:
-    return isinstance(value, list)
-
-
-def _add_call(turns: list[dict[str, Any]], names: dict[str, str], item: Mapping[str, Any], kind: str) -> None:
-    """A call belongs to the turn that the assistant is in. Mutates turns and names."""
-    name, call_id = _joined(item.get("namespace"), str(item.get("name"))), str(item.get("call_id"))
-    names[call_id] = name
-    arguments = item.get(_CALLS[kind])
-    if kind == "custom_tool_call":
-        arguments = {"input": arguments}
-    if not (turns and turns[-1]["role"] == "assistant"):
-        turns.append({"role": "assistant", "content": ""})
-    turns[-1].setdefault("tool_calls", []).append(call(call_id, name, arguments or "{}"))
-
-
-def _content(given: Any, where: str) -> str:
-    parts = []
-    for part in given if isinstance(given, list) else []:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in ("input_text", "output_text", "text", "refusal"):
-            raise RequestError(f"{where}: parts of type {str(kind)[:40]!r} are not supported here; send text")
-        parts.append({"text": part.get("refusal")} if kind == "refusal" else part)
-    return plain_text(parts or given, where)
-
-
-@dataclass(slots=True)
-class _Items:
-    """Output items as they open, grow and close, and the events that say so."""
-
-    response_id: str
-    kinds: Mapping[str, ToolKind] = field(default_factory=dict)
-    done: list[dict[str, Any]] = field(default_factory=list)
-    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    _kind: str | None = None
-    _text: str = ""
-
-    def take(self, bit: Bit) -> None:
-        """Take in one more bit. Mutates self."""
-        if isinstance(bit, Piece):
-            self._open(bit.kind)
-            self._text += bit.text
-            for piece in readable(bit.text):
-                self._tell(f"response.{_DELTAS[bit.kind]}.delta", delta=piece, content_index=0, **self._logprobs())
-        elif isinstance(bit, ToolCall):
-            self.close()
-            self._call(bit)
-
-    def close(self, status: str = "completed") -> None:
-        """Finish the item that is open. Mutates self."""
-        if self._kind is None:
-            return
-        name, part = _DELTAS[self._kind], _part(self._kind, self._text)
-        self._tell(f"response.{name}.done", text=self._text, content_index=0, **self._logprobs())
-        self._tell("response.content_part.done", part=part, content_index=0)
-        item = self._item(status, [part])
-        self._tell("response.output_item.done", item=item)
-        self.done.append(item)
-        self._kind, self._text = None, ""
-
-    def _open(self, kind: str) -> None:
-        if self._kind == kind:
-            return
-        self.close()
-        self._kind = kind
-        self._tell("response.output_item.added", item=self._item("in_progress", []))
-        self._tell("response.content_part.added", part=_part(kind, ""), content_index=0)
-
-    def _logprobs(self) -> dict[str, Any]:
-        return {"logprobs": []} if self._kind == "text" else {}
-
-    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        if self._kind == "reasoning":
-            return {"id": self._id("rs"), "type": "reasoning", "summary": [], "content": content, "status": status}
-        head = {"id": self._id("msg"), "type": "message", "role": "assistant"}
-        return {**head, "status": status, "content": content}
-
-    def _call(self, call: ToolCall) -> None:
-        own = self.kinds.get(call.name, ToolKind("function", call.name))
-        if own.kind == "custom":
-            kind, name, value = "custom_tool_call", "input", str(call.arguments.get("input", ""))
-            told = "response.custom_tool_call_input"
-        else:
-            kind, name, value = "function_call", "arguments", json.dumps(call.arguments, ensure_ascii=False)
-            told = "response.function_call_arguments"
-        item = {"id": self._id("fc"), "type": kind, "call_id": self._id("call"), "name": own.name}
-        if own.namespace is not None:
-            item["namespace"] = own.namespace
-        self._tell("response.output_item.added", item={**item, name: "", "status": "in_progress"})
-        for piece in readable(value):
-            self._tell(f"{told}.delta", delta=piece)
-        self._tell(f"{told}.done", **{name: value}, **({"name": own.name} if name == "arguments" else {}))
-        whole = {**item, name: value, "status": "completed"}
-        self._tell("response.output_item.done", item=whole)
-        self.done.append(whole)
-
-    def _id(self, kind: str) -> str:
-        return f"{kind}_{self.response_id.partition('_')[2]}_{len(self.done)}"
-
-    def _tell(self, kind: str, **fields: Any) -> None:
-        told: dict[str, Any] = {"type": kind, "output_index": len(self.done), **fields}
-        if "item" not in fields:
-            told["item_id"] = self._id({"reasoning": "rs", "text": "msg"}.get(self._kind or "", "fc"))
-        self.events.append((kind, told))
-
-
-_DELTAS = {"text": "output_text", "reasoning": "reasoning_text"}
-
-
-def _part(kind: str, text: str) -> dict[str, Any]:
-    if kind == "reasoning":
-        return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
 def _status(reply: Reply) -> str:
@@ -438,9 +215,9 @@ class _Told:
     def __init__(self) -> None:
         self._number = 0
         self._asked: ResponsesAsk | None = None
-        self._items: _Items | None = None
+        self._items: AnswerItems | None = None
 
-    def begun(self, asked: ResponsesAsk, items: _Items) -> list[bytes]:
+    def begun(self, asked: ResponsesAsk, items: AnswerItems) -> list[bytes]:
         """The events that open a stream, once. Mutates self."""
         if self._asked is not None:
             return []
@@ -470,7 +247,7 @@ async def _streamed(request: Request, body: ResponsesRequest, told: _Told) -> As
     server = server_of(request)
     async with server.registry.use(body.model) as lease:
         asked = await lease.read(_read, body, lease)
-        items, found = _Items(asked.id, asked.kinds), Written()
+        items, found = AnswerItems(asked.id, asked.kinds), Written()
         # What is wrong with a request shows soon, and has a status of its own; a long prompt takes its time.
         patience_s = server.config.keep_alive_s / 2
         async with aclosing(unless_late(bits(lease, [asked.ask]), patience_s)) as coming:
