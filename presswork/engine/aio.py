@@ -62,7 +62,11 @@ class AsyncEngine:
         """
         if self._stopping:
             raise EngineClosedError("the engine is closed; load the model again")
-        threads = None if params is None or self.engine.is_prepared(params) else self._preparing
+        loop, threads = asyncio.get_running_loop(), None
+        if params is not None and params.constraint is not None:
+            # In a thread: to know a large schema again takes a moment too.
+            is_prepared = await loop.run_in_executor(None, self.engine.is_prepared, params)
+            threads = None if is_prepared else self._preparing
         is_abandoned = threading.Event()
 
         def submit() -> Request:
@@ -70,7 +74,7 @@ class AsyncEngine:
                 raise GenerationError("whoever asked has left")
             return self.engine.submit(prompt_ids, params, wants_drafts=drafts)
 
-        submitting = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(threads, submit))
+        submitting = asyncio.ensure_future(loop.run_in_executor(threads, submit))
         try:
             request = await asyncio.shield(submitting)
         except asyncio.CancelledError:

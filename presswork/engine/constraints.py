@@ -120,8 +120,8 @@ class ConstraintTable:
 
     def is_prepared(self, language: Language, end_ids: frozenset[int], pad_id: int | None) -> bool:
         """Whether `find` has no work left to do for a language."""
-        with self._lock:
-            return (language.key, end_ids, pad_id) in self._found
+        # Without the lock, which is held for long while the vocabulary is read.
+        return (language.key, end_ids, pad_id) in self._found
 
     def _known(self, key: "_Key") -> Constraint | None:
         found = self._found.get(key)
