@@ -16,7 +16,9 @@ ModelArgument = Annotated[str, typer.Argument(help="An embedded model's name, a 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="An embedded model's name, a folder, or a Hub id.", show_default=True)
 ]
-RequiredModelOption = Annotated[str, typer.Option("--model", "-m", help="A folder or a Hub id.", show_default=False)]
+RequiredModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="An embedded model's name, a folder, or a Hub id.", show_default=False)
+]
 TextsArgument = Annotated[
     list[Path], typer.Argument(help='Texts: a file is one, a line {"text": "..."} of a .jsonl file is one.')
 ]
@@ -30,7 +32,7 @@ AdapterOption = Annotated[
     list[str] | None,
     typer.Option(
         "--adapter", metavar="NAME=FOLDER", show_default=False,
-        help="Load an adapter and write with it. May be given several times; --model MODEL:NAME then says which.",
+        help="Load an adapter and write with it. May be given several times; the model is then given as MODEL:NAME.",
     ),
 ]  # fmt: skip
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -90,7 +92,10 @@ def _flag(field: "Field[Any]", hint: Any, text: str) -> inspect.Parameter:
     name = "--" + field.name.replace("_", "-")
     kind, is_optional = _without_none(hint)
     is_shown = isinstance(field.default, (int, float, str)) and not isinstance(field.default, bool)
-    shown = f" Default: {field.default}." if is_shown else ""
+    from presswork.engine.params import CHECKPOINT_FIELDS
+
+    own = "the checkpoint's, else " if field.name in CHECKPOINT_FIELDS else ""
+    shown = f" Default: {own}{field.default}." if is_shown else ""
     settings: dict[str, Any] = {"help": text[0].upper() + text[1:] + shown, "show_default": False}
     names = [name, _ALIASES[field.name]] if field.name in _ALIASES else [name]
     if get_origin(kind) is Literal:

@@ -104,7 +104,7 @@ class AsyncEngine:
                 self._changed.notify()
 
     async def generate(self, prompt: str | None = None, **arguments: Any) -> Reply:
-        """One reply. Arguments: as Engine.generate takes for a single prompt."""
+        """One reply. Arguments: as Engine.generate takes for a single prompt, without best_of."""
         raw = arguments.pop("raw", False)
         prompt_token_ids = arguments.pop("prompt_token_ids", None)
         params = self.engine.defaults.changed(**arguments)

@@ -13,6 +13,11 @@ from presswork.grammar.languages import Language
 
 Mode = Literal["diffusion", "ar"]
 
+CHECKPOINT_FIELDS = (
+    "max_denoising_steps", "t_min", "t_max", "entropy_bound", "stability_threshold", "confidence_threshold",
+)  # fmt: skip
+"""What a checkpoint may have its own defaults of."""
+
 _MAX_ID = 2**31 - 1
 # Logits over less than this overflow float32.
 _MIN_TEMPERATURE = 1e-6
@@ -142,7 +147,9 @@ class SamplingParams:
     def _check_constraint(self) -> None:
         if not isinstance(self.constraint, Language):
             got = type(self.constraint).__name__
-            raise RequestError(f"constraint must be a Regex, Choices, JsonSchema, ToolCalls or Without, got {got}")
+            raise RequestError(
+                f"constraint must be a Regex, Choices, JsonSchema, ToolCalls, Either or Without, got {got}"
+            )
         # The constraint decides where the text ends; a filter of tokens could leave none of its texts.
         neutral = {"min_tokens": 0, "top_k": 0, "top_p": 1.0, "ignore_eos": False}
         for name, value in neutral.items():
@@ -181,8 +188,7 @@ def defaults_from_checkpoint(generation_config: dict[str, Any]) -> SamplingParam
 
     `max_new_tokens` is left out on purpose: the released value of 256 would cut the answers of clients that send none.
     """
-    names = ("max_denoising_steps", "t_min", "t_max", "entropy_bound", "stability_threshold", "confidence_threshold")
-    found = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    found = {name: generation_config[name] for name in CHECKPOINT_FIELDS if generation_config.get(name) is not None}
     return SamplingParams(**found)
 
 

@@ -52,7 +52,7 @@ def run_replicas(config: ServerConfig, replicas: ReplicaConfig, *, host: str, po
         import ray
         from ray import serve
     except ImportError as error:
-        raise ConfigError("--replicas needs Ray; pip install 'presswork[ray]'") from error
+        raise ConfigError("--replicas needs Ray; in the checkout, pip install -e '.[ray]'") from error
     keep_ray_quiet()
     try:
         ray.init(

@@ -25,7 +25,7 @@ class MetricsLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            logger.info("no TensorBoard file: tensorboard is not installed; pip install 'presswork[train]'")
+            logger.info("no TensorBoard file: tensorboard is not installed; in the checkout, pip install -e '.[train]'")
         else:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
 

@@ -254,7 +254,7 @@ def test_what_contradicts_a_constraint_is_refused(engine, params, message):
 
 def test_a_constraint_that_is_none_is_refused(engine):
     with pytest.raises(
-        RequestError, match="constraint must be a Regex, Choices, JsonSchema, ToolCalls or Without, got str"
+        RequestError, match="constraint must be a Regex, Choices, JsonSchema, ToolCalls, Either or Without, got str"
     ):
         write(engine, "[a-z]+")
     with pytest.raises(ConstraintError, match="lookaround"):

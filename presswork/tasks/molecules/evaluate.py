@@ -22,7 +22,7 @@ def canonical(smiles: str) -> str | None:
     try:
         from rdkit import Chem, RDLogger
     except ImportError as error:
-        raise ConfigError("judging molecules needs rdkit; pip install 'presswork[molecules]'") from error
+        raise ConfigError("judging molecules needs rdkit; in the checkout, pip install -e '.[molecules]'") from error
     RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
     molecule = Chem.MolFromSmiles(smiles)
     return None if molecule is None or not smiles else Chem.MolToSmiles(molecule)

@@ -41,7 +41,7 @@ def schema_tasks(num: int, seed: int) -> list[StructureTask]:
     try:
         import jsonschema
     except ImportError as error:
-        raise ConfigError("judging JSON needs jsonschema; pip install 'presswork[structure]'") from error
+        raise ConfigError("judging JSON needs jsonschema; in the checkout, pip install -e '.[structure]'") from error
     made = []
     for i in range(num):
         schema = random_schema(random.Random(f"{seed} schema {i}"))

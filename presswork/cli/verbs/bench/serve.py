@@ -90,7 +90,7 @@ def _check_can_plot(file: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ConfigError("--plot needs matplotlib; pip install 'presswork[plots]'") from error
+        raise ConfigError("--plot needs matplotlib; in the checkout, pip install -e '.[plots]'") from error
     if file.suffix not in (".svg", ".png"):
         raise ConfigError(f"--plot takes a .svg or .png file, got {str(file)!r}")
 
