@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from presswork.errors import ConstraintError
 from presswork.grammar.code_points import Ranges
+from presswork.grammar.limits import Limits, too_large
 
 
 class Expression:
@@ -145,10 +146,14 @@ def literal(text: str) -> Expression:
 
 
 def choices(texts: Iterable[str]) -> Expression:
-    """One of these texts. Raises: ConstraintError if there are none."""
+    """One of these texts. Raises: ConstraintError if there are none, or far too many."""
     listed = list(texts)
     if not listed:
         raise ConstraintError("a list of choices is empty; give at least one text")
+    # Every character is a state at least: what cannot be compiled need not be built.
+    most = Limits().max_nfa_size
+    if sum(map(len, listed)) > most:
+        raise too_large(f"lists texts of more than {most:,} characters")
     return union(*map(literal, listed))
 
 
