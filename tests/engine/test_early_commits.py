@@ -105,6 +105,15 @@ def test_what_looks_back_counts_earlier_canvases_alone(engine, more):
     assert whole.token_ids[:8] == parts.token_ids[:8]
 
 
+@pytest.mark.parametrize("more", [{"frequency_penalty": 9.0}, {"presence_penalty": 9.0}])
+def test_what_a_canvas_has_committed_itself_is_not_penalised_in_it(engine, more):
+    """Nothing was written before the first canvas, so a penalty changes nothing in it."""
+    for seed in range(6):
+        ask = {**OWN, "max_tokens": 8, "seed": seed}
+        plain = engine.generate(prompt_token_ids=PROMPT, **ask)
+        assert engine.generate(prompt_token_ids=PROMPT, **ask, **more).token_ids == plain.token_ids
+
+
 def test_a_language_is_kept_to(molecules):
     pattern = "C[CNO]{5,20}(=O)?"
     for seed in range(6):

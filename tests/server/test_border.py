@@ -26,6 +26,15 @@ def metric(url: str, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
+def assert_idle_soon(url: str) -> None:
+    """Nothing runs or waits any more, five seconds from now at the latest."""
+    for _ in range(100):
+        if metric(url, "presswork_running") + metric(url, "presswork_waiting") == 0:
+            return
+        time.sleep(0.05)
+    raise AssertionError("a request still runs")
+
+
 def test_keys_are_asked_of_everything_but_probes(folder):
     with serving(ServerConfig(models={"tiny": str(folder)}, api_keys=("one", "two"))) as served:
         assert httpx.get(f"{served.url}/health").status_code == 200
@@ -93,12 +102,7 @@ def test_a_client_that_leaves_frees_its_place_at_the_next_step(served):
                         raise httpx.ReadTimeout("enough")
             else:
                 client.post(f"{served.url}/v1/chat/completions", json=body)
-        for _ in range(100):
-            if metric(served.url, "presswork_running") + metric(served.url, "presswork_waiting") == 0:
-                break
-            time.sleep(0.05)
-        else:
-            raise AssertionError("the request still runs")
+        assert_idle_soon(served.url)
 
 
 def test_a_client_that_leaves_an_edit_frees_its_place_too(served):
@@ -106,12 +110,7 @@ def test_a_client_that_leaves_an_edit_frees_its_place_too(served):
     body = {"text": text, "num_candidates": 32, "max_denoising_steps": 48, "strength": 1.0}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{served.url}/v1/canvas/edit", json=body, timeout=0.3)
-    for _ in range(100):
-        if metric(served.url, "presswork_running") + metric(served.url, "presswork_waiting") == 0:
-            break
-        time.sleep(0.05)
-    else:
-        raise AssertionError("the edit still runs")
+    assert_idle_soon(served.url)
 
 
 def test_a_deadline_ends_a_request_with_an_error(folder):

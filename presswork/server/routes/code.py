@@ -229,6 +229,7 @@ async def _edited(
     request: Request, body: EditRequest, edit: Callable[[Lease, dict[str, Any]], str], shown_as: str
 ) -> Response:
     """The text that an edit gives, chat-shaped."""
+    stops = stops_of(body.stop)
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
@@ -240,7 +241,7 @@ async def _edited(
                 strength=_EDIT_STRENGTH if body.strength is None else body.strength,
             )
             text = await lease.run(edit, lease, params)
-            text = await lease.read(until_stop, text, stops_of(body.stop))
+            text = await lease.read(until_stop, text, stops)
             usage = await lease.read(_usage, lease.model, _only_message(body), text)
             return _chat(body.model or lease.name, shown_as.format(text), "stop", usage)
 
