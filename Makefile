@@ -17,7 +17,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
-	@if [ -t 1 ]; then $(BIN)/presswork run --watch; else $(BIN)/presswork run; fi
+	@if [ -t 1 ]; then $(BIN)/presswork run --model sudoku --watch; else $(BIN)/presswork run --model sudoku; fi
 
 # Tests take one thread each, so that several files run side by side.
 test: $(VENV)/dev.stamp
@@ -50,7 +50,7 @@ $(VENV)/run.stamp: pyproject.toml
 		{ echo "presswork needs Python 3.11 or newer as '$(PYTHON)'; name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(LOCKED) '[ $@ -nt $< ] || { echo "setting up $(VENV): $(TORCH) and what presswork needs (minutes, once)" >&2; \
 		"$(PYTHON)" -m venv $(VENV); $(PIP) "$(TORCH)"; $(PIP) --editable .; \
-		echo "compiling kernels" >&2; $(BIN)/presswork run >/dev/null 2>&1 || true; touch $@; }'
+		echo "compiling kernels" >&2; $(BIN)/presswork run --model sudoku >/dev/null 2>&1 || true; touch $@; }'
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@$(LOCKED) '[ $@ -nt $< ] || { echo "setting up $(VENV): test and check tools" >&2; \

@@ -1,9 +1,11 @@
-"""A `code` model, from nothing on a CPU: Python functions and plain technical English.
+"""The embedded `code` model, first of two runs: Python functions and plain technical English, from nothing on a CPU.
 
 Make the corpus first:
 
     python recipes/data/code.py --wheels data/wheels --pages data/pages --out data/code
     presswork train recipes/code.py
+    presswork train recipes/code_short.py
+    python recipes/code_mean.py runs/code/model runs/code_short/model --out runs/code_mean/model
 """
 
 import shutil
@@ -35,21 +37,21 @@ def write_text_files(folder: Path) -> None:
 
 
 def recipe() -> Recipe:
-    """About one pass over the corpus."""
+    """48M tokens."""
     return Recipe(
         start=FromScratch(model=model_config()),
         data=PackedPlan(
             train=DATA / "train.npz",
             validation=DATA / "validation.npz",
-            pack=PackConfig(num_rows=16, row_length=384, canvases_per_row=6, span_share=0.3),
+            pack=PackConfig(num_rows=16, row_length=384, canvases_per_row=6, span_share=0.3, draft_share=0.3),
         ),
         train=TrainConfig(
-            num_steps=12000,
+            num_steps=7800,
             optimizer=OptimizerConfig(peak_rate=2e-3, algorithm="muon", warmup_steps=200, final_share=0.02),
             ema_decay=0.999,
             compile=True,
             validate_every=500,
         ),
-        generation={**RELEASED_GENERATION, "eos_token_id": [1], "pad_token_id": 0},
+        generation={**RELEASED_GENERATION, "t_min": 0.6, "t_max": 0.9, "eos_token_id": [1], "pad_token_id": 0},
         write_text_files=write_text_files,
     )

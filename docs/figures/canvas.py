@@ -17,14 +17,20 @@ from presswork.text.pieces import pieces, until_end
 SCHEMA = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "maxLength": 24},
+        "name": {"type": "string", "pattern": "^[a-z]{3,8}(_[a-z]{2,8}){0,2}$"},
         "kind": {"enum": ["function", "class", "module"]},
         "lines": {"type": "integer", "minimum": 1, "maximum": 999},
         "public": {"type": "boolean"},
     },
     "required": ["name", "kind", "lines", "public"],
 }
-PROMPT = "def parse_header(line):\n    return line.split(':')\n\n\n# as JSON:\n"
+PROMPT = '''def parse_header(line):
+    """Split a header line at its colon."""
+    return line.split(":")
+
+
+# {"name": "parse_header", "kind": "function", "lines": 3, "public": true}
+# '''
 FORCED_NATS = 1e-6
 NUM_FRAMES = 6
 
@@ -48,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder of the pictures")
     parser.add_argument("--model", default="code")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     engine = load(arguments.model)
     ids = engine.encode_prompt(PROMPT, raw=True)

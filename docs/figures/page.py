@@ -86,16 +86,12 @@ def main(url: str) -> None:
         "def mean(values):", Keys.SHIFT, Keys.ENTER, Keys.NULL, '    """Return the mean of a list of numbers."""'
     )
     submit(browser, "chat-form", "steps a canvas")
-    take("chat")
     replay(browser, 0.5)
     take("replay")
     set_value(browser, "theme", "dark")
     tab(browser, "schema")
     submit(browser, "schema-form", "tokens/s")
     take("schema")
-    tab(browser, "fill")
-    submit(browser, "fill-form", "candidates")
-    take("fill")
     browser.quit()
 
 

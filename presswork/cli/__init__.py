@@ -97,7 +97,8 @@ def _presswork(
 
     \b
     Examples:
-      presswork run                             solve an example Sudoku with the embedded model
+      presswork run                             write an example function with an embedded model
+      presswork run --model sudoku --watch      see a Sudoku canvas settle
       presswork run "Why is the sky blue?" --model FOLDER --watch
       presswork doctor FOLDER                   say whether a model fits, and how fast it is
       presswork VERB --help                     a verb's options and examples

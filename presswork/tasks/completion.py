@@ -6,13 +6,19 @@ from typing import Any
 from presswork.engine.borders import cut_after
 from presswork.engine.engine import Engine
 from presswork.engine.events import Reply
+from presswork.engine.ranking import likeliest, seed_of
 from presswork.text.tokenizer import with_token_texts
 
 
-def complete(engine: Engine, prefixes: Sequence[str], seeds: Sequence[int], **params: Any) -> list[tuple[str, Reply]]:
+def complete(
+    engine: Engine, prefixes: Sequence[str], seeds: Sequence[int], *, best_of: int = 1, **params: Any
+) -> list[tuple[str, Reply]]:
     """Write behind prefixes, without a chat template; the token at the border may hold some of a prefix's end.
 
-    Args: seeds: one for each prefix. params: of the requests, fields of SamplingParams.
+    Args:
+        seeds: one for each prefix.
+        best_of: replies to write for each, as `Engine.generate` takes it.
+        params: of the requests, fields of SamplingParams.
     Returns: of each (what was written, bytes that are no UTF-8 replaced; the reply).
     Raises: RequestError, UnsupportedError, GenerationError.
     """
@@ -22,11 +28,19 @@ def complete(engine: Engine, prefixes: Sequence[str], seeds: Sequence[int], **pa
     try:
         for (ids, border), seed in zip(cuts, seeds, strict=True):
             banned = {} if border.banned is None else {0: border.banned}
-            requests.append(engine.submit(ids, engine.defaults.changed(seed=seed, **params), banned=banned))
+            for number in range(best_of):
+                sampling = engine.defaults.changed(**params, seed=seed_of(seed, number))
+                requests.append(engine.submit(ids, sampling, banned=banned))
         replies = [engine.reply(request) for request in requests]
     finally:
         for request in requests:
             engine.cancel(request)
+    if best_of > 1:
+        groups = [replies[i : i + best_of] for i in range(0, len(replies), best_of)]
+        replies = [
+            likeliest(engine, ids, group, engine.defaults.changed(**params).adapter)
+            for (ids, _), group in zip(cuts, groups, strict=True)
+        ]
     written = []
     for (_, border), reply in zip(cuts, replies, strict=True):
         parts = b"".join(tokenizer.all_token_bytes[i] for i in reply.token_ids if i < tokenizer.vocab_size)

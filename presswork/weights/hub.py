@@ -28,7 +28,7 @@ from presswork.weights.files import CONFIG_FILE, one_line, weight_map
 logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-DEFAULT_MODEL = "sudoku"
+DEFAULT_MODEL = "code"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _WANTED = ("*.json", "*.jinja", "model*.safetensors", "tokenizer*")

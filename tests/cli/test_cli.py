@@ -64,7 +64,7 @@ def test_run_writes_the_likeliest_of_several(capsys):
 
 
 def test_run_solves_the_example(capsys):
-    code, out, err = run(capsys, "run")
+    code, out, err = run(capsys, "run", "--model", "sudoku")
     assert code == 0
     solution = solve(read_puzzle(EXAMPLE))
     assert solution is not None
@@ -72,8 +72,15 @@ def test_run_solves_the_example(capsys):
     assert "denoise steps" in err and "tokens/s" in err
 
 
+def test_run_writes_a_function_with_the_default_model(capsys):
+    code, out, err = run(capsys, "run")
+    assert code == 0 and out.strip() and "an example function" in err and "def mean" in err
+
+
 def test_run_prints_json(capsys):
-    code, out, _ = run(capsys, "run", EXAMPLE, "--json", "--seed", "3", "--max-tokens", "20", "--logprobs", "1")
+    code, out, _ = run(
+        capsys, "run", EXAMPLE, "--model", "sudoku", "--json", "--seed", "3", "--max-tokens", "20", "--logprobs", "1"
+    )
     reply = json.loads(out)
     assert code == 0 and len(reply["token_ids"]) == 20 == len(reply["logprobs"])
     assert reply["finish_reason"] == "length" and reply["usage"]["prompt_tokens"] == 92
@@ -81,17 +88,17 @@ def test_run_prints_json(capsys):
 
 def test_run_reads_stdin_and_files(capsys, monkeypatch, tmp_path):
     give_stdin(monkeypatch, EXAMPLE + "\n")
-    _, piped, _ = run(capsys, "run", "-")
+    _, piped, _ = run(capsys, "run", "-", "--model", "sudoku")
     source = tmp_path / "puzzle.txt"
     source.write_text(EXAMPLE)
-    _, filed, _ = run(capsys, "run", "--file", str(source))
+    _, filed, _ = run(capsys, "run", "--model", "sudoku", "--file", str(source))
     assert piped == filed and len(piped.splitlines()) == 11
 
 
 def test_run_in_ar_mode_and_without_early_stop(capsys):
-    code, _, err = run(capsys, "run", EXAMPLE, "--mode", "ar", "--temperature", "0")
+    code, _, err = run(capsys, "run", EXAMPLE, "--model", "sudoku", "--mode", "ar", "--temperature", "0")
     assert code == 0 and "denoise" not in err
-    code, _, err = run(capsys, "run", EXAMPLE, "--stability-threshold", "none", "--steps", "7")
+    code, _, err = run(capsys, "run", EXAMPLE, "--model", "sudoku", "--stability-threshold", "none", "--steps", "7")
     assert code == 0 and "7 denoise steps" in err
 
 
@@ -163,7 +170,7 @@ def test_eval_counts_puzzles(capsys, tmp_path):
         (("nothing",), 2, "No such command"),
         (("run", "x", "--max-tokens", "many"), 2, "--max-tokens"),
         (("run", EXAMPLE, "--top-p", "3"), 2, "top_p must be a number in (0, 1], got 3.0"),
-        (("run", "hello"), 2, "unexpected 'h' at character 1"),
+        (("run", "hello", "--model", "sudoku"), 2, "unexpected 'h' at character 1"),
         (("run", "x", "--file", "y"), 2, "either a prompt or --file"),
         (("run", "--file", "nowhere.txt"), 2, "the prompt cannot be read"),
         (("run", "x", "--model", "sudokku"), 3, "sudoku"),
@@ -232,7 +239,8 @@ def adapter(tmp_path):
 
 def test_adapters_are_loaded_named_and_merged(capsys, adapter, tmp_path):
     def tokens(*flags: str) -> list[int]:
-        code, out, err = run(capsys, "run", "--json", "--max-tokens", "8", "--steps", "3", *flags)
+        model = () if "--model" in flags else ("--model", "sudoku")
+        code, out, err = run(capsys, "run", "--json", "--max-tokens", "8", "--steps", "3", *model, *flags)
         assert code == 0, err
         return json.loads(out)["token_ids"]
 
@@ -253,7 +261,7 @@ def test_adapters_are_loaded_named_and_merged(capsys, adapter, tmp_path):
     [("nonsense", "--adapter takes NAME=FOLDER, got 'nonsense'"), ("a=nowhere", "no adapter in nowhere")],
 )
 def test_an_adapter_that_cannot_be_had_is_told(capsys, flag, message):
-    code, _, err = run(capsys, "run", "--adapter", flag)
+    code, _, err = run(capsys, "run", "--model", "sudoku", "--adapter", flag)
     assert code in (2, 4) and message in err and len(err.strip().splitlines()) <= 2
 
 

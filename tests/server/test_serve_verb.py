@@ -78,7 +78,7 @@ def test_a_taken_port_is_told_before_a_model_is_loaded(folder):
 
 
 def test_models_adapters_and_keys_are_read_from_flags(tmp_path):
-    assert next(iter(named_models(None))) == "sudoku"
+    assert next(iter(named_models(None))) == "code"
     assert named_models(["a=sudoku", str(tmp_path)]) == {"a": "sudoku", tmp_path.name: str(tmp_path)}
     for given, message in ((["a=x", "a=y"], "two models are named"), (["=x"], "NAME=MODEL")):
         with pytest.raises(ConfigError, match=message):

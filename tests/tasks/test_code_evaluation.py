@@ -15,6 +15,8 @@ import pytest
 from presswork.engine.borders import cut_after
 from presswork.engine.engine import Engine
 from presswork.engine.fill import FillCandidate, FillReply
+from presswork.engine.gaps import GapsReply
+from presswork.engine.ranking import seed_of
 from presswork.errors import DataError
 from presswork.tasks.code.evaluate import (
     LINE_TOKENS,
@@ -30,6 +32,7 @@ from presswork.tasks.code.headers import function_headers
 from presswork.tasks.code.human_eval import infill_tasks
 from presswork.tasks.code.isolation import run_isolated
 from presswork.tasks.code.tokenizer import BOS_ID, EOS_ID, train_tokenizer
+from presswork.tasks.completion import complete
 from presswork.testing import fixture_config, fixture_model
 from presswork.text.tokenizer import Tokenizer
 from presswork.training.packing import ANYWHERE, Documents, save_documents
@@ -149,7 +152,7 @@ def test_both_modes_write_lines_and_functions_again_and_again_the_same(engine, t
     tasks = infill_tasks(wheel(tmp_path))[:2]
     for mode in ("diffusion", "ar"):
         given = {"max_denoising_steps": 2} if mode == "diffusion" else {}
-        runs = [evaluate_infill(engine, tasks, 3, mode=mode, **given) for _ in range(2)]
+        runs = [evaluate_infill(engine, tasks, 3, way=mode, **given) for _ in range(2)]
         runs += [evaluate_functions(engine, 3, 3, mode=mode, **given) for _ in range(2)]
         for run in runs:
             assert run.pop("wall_s") > 0 and run["mean_steps"] > 0
@@ -157,6 +160,34 @@ def test_both_modes_write_lines_and_functions_again_and_again_the_same(engine, t
         assert runs[2] == runs[3] and runs[2]["num"] == len(runs[2]["samples"]) == 3
         for header, sample in zip(function_headers(), runs[2]["samples"], strict=False):
             assert sample.startswith(header)
+
+
+def test_the_likeliest_of_several_functions_counts(engine, monkeypatch) -> None:
+    header = function_headers()[0]
+    asked = {"best_of": 3, "max_denoising_steps": 2, "max_tokens": 20}
+    (text, reply), (again, same) = complete(engine, [header, header], [3, 3], **asked)
+    singles = [complete(engine, [header], [seed_of(3, i)], **{**asked, "best_of": 1})[0] for i in range(3)]
+    prompt, _ = cut_after(engine.tokenizer, header, engine.model.config.vocab_size)
+    scores = [sum(engine.score(prompt, one.token_ids)) / len(one.token_ids) for _, one in singles]
+    best = scores.index(max(scores))
+    assert len({one for one, _ in singles}) > 1 and (text, reply.token_ids) == (again, same.token_ids)
+    assert (text, reply.token_ids) == (singles[best][0], singles[best][1].token_ids)
+    assert reply.stats.num_denoise_steps == sum(one.stats.num_denoise_steps for _, one in singles)
+
+
+def test_a_line_is_filled_at_any_length_too(engine, tmp_path, monkeypatch) -> None:
+    tasks, lines = infill_tasks(wheel(tmp_path)), []
+    honest = engine.fill_gaps
+
+    def fill_gaps(fixed: list[str], **params: object) -> GapsReply:
+        reply = honest(fixed, **params)
+        lines.append((fixed, reply.completed == fixed[0] + reply.texts[0] + fixed[1]))
+        return replace(reply, texts=(tasks[len(lines) - 1].middle,))
+
+    monkeypatch.setattr(engine, "fill_gaps", fill_gaps)
+    report = evaluate_infill(engine, tasks, 3, way="gaps", max_denoising_steps=2)
+    assert lines == [([task.prefix, task.suffix], True) for task in tasks]
+    assert report["exact"] == report["passed"] == 1 and report["mean_steps"] > 0
 
 
 def test_a_line_left_to_right_begins_behind_the_prefix_and_ends_with_its_break(engine, tmp_path) -> None:

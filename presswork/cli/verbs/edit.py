@@ -8,10 +8,11 @@ import typer
 
 from presswork.cli.files import check_can_apply, read_text, write_atomically
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, RequiredModelOption, SeedOption, StepsOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, SeedOption, StepsOption
 from presswork.cli.output import note, print_json, write_text
 from presswork.errors import RequestError
 from presswork.text.lines import split_lines, without_end
+from presswork.weights.hub import DEFAULT_MODEL
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -19,9 +20,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def edit(
     context: typer.Context,
-    model: RequiredModelOption,
     file: Annotated[Path, typer.Argument(help="The text; - reads standard input.")],
     instruction: Annotated[str, typer.Argument(help="What to do; needs a model with a chat template.")] = "",
+    model: ModelOption = DEFAULT_MODEL,
     lines: Annotated[
         list[str] | None,
         typer.Option("--lines", metavar="FIRST-LAST", help="Lines that may change; may be given several times."),
@@ -44,7 +45,7 @@ def edit(
     \b
     Examples:
       presswork edit notes.txt "Make it shorter." --model FOLDER
-      presswork edit script.py --lines 10-14 --strength 0.3 --max-changes 3 --model FOLDER --apply
+      presswork edit script.py --lines 10-14 --strength 0.3 --max-changes 3 --apply
     """
     text = read_text(file)
     if apply:

@@ -8,11 +8,12 @@ import typer
 from presswork.cli.constraint import constraint_of
 from presswork.cli.files import check_can_apply, read_text, write_atomically
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, RequiredModelOption, SeedOption, StepsOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, SeedOption, StepsOption
 from presswork.cli.output import note, print_json, write_text
 from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
 from presswork.text.lines import split_lines, without_end
+from presswork.weights.hub import DEFAULT_MODEL
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -20,8 +21,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def fill(
     context: typer.Context,
-    model: RequiredModelOption,
     file: Annotated[Path, typer.Argument(help="The text with a gap; - reads standard input.")],
+    model: ModelOption = DEFAULT_MODEL,
     at: Annotated[
         str | None,
         typer.Option(metavar="LINE:COLUMN", help="Where the gap is; both count from 1.", show_default=False),
@@ -52,9 +53,9 @@ def fill(
 
     \b
     Examples:
-      presswork fill script.py --at 12:5 --model FOLDER
-      presswork fill letter.txt --marker "<GAP>" --max-tokens 40 --model FOLDER --apply
-      presswork fill data.csv --marker "?" --regex "[0-9]{1,3}" --model FOLDER
+      presswork fill script.py --at 12:5
+      presswork fill letter.txt --marker "<GAP>" --max-tokens 40 --apply
+      presswork fill data.csv --marker "?" --regex "[0-9]{1,3}"
     """
     text = read_text(file)
     if apply:

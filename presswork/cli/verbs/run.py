@@ -14,8 +14,12 @@ from presswork.cli.sudoku import EXAMPLE, MAX_TOKENS, grid_text, is_sudoku, puzz
 from presswork.engine.engine import Engine
 from presswork.engine.events import Reply
 from presswork.errors import RequestError
+from presswork.weights.hub import DEFAULT_MODEL
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_FUNCTION = 'def mean(values):\n    """Return the arithmetic mean of a list of numbers."""\n'
+_EXAMPLE_TOKENS = 192
 
 
 @app.command()
@@ -24,7 +28,7 @@ def run(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
-    model: ModelOption = "sudoku",
+    model: ModelOption = DEFAULT_MODEL,
     raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template to the prompt.")] = False,
     is_watched: Annotated[bool, typer.Option("--watch", "-w", help="Draw the canvas while it settles.")] = False,
     best_of: Annotated[
@@ -39,15 +43,17 @@ def run(
 ) -> None:
     """Generate from a prompt and print the text as it is committed.
 
-    The embedded Sudoku model takes a puzzle: 81 digits by rows, with 0 . _ or * for empty cells. Without a prompt it
-    solves an example. Figures go to standard error.
+    The embedded `code` model goes on with Python and plain technical English; the embedded `sudoku` model takes a
+    puzzle, 81 digits by rows, with 0 . _ or * for empty cells. Without a prompt both do an example. Figures go to
+    standard error.
 
     \b
     Examples:
       presswork run --watch
+      presswork run --model sudoku --watch
       presswork run "Why is the sky blue?" --model FOLDER --max-tokens 200 --seed 7
       cat notes.txt | presswork run - --model FOLDER --json
-      presswork run --file puzzle.txt --mode ar --temperature 0
+      presswork run --model sudoku --file puzzle.txt --mode ar --temperature 0
       presswork run "Dear Ms Ito," --model FOLDER --adapter letters=runs/lora/adapter
     """
     if is_watched and as_json:
@@ -58,6 +64,8 @@ def run(
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling, adapters=adapters or ())
     if text is None:
         text = _example(engine, raw)
+        if not is_sudoku(engine):
+            sampling = {"max_tokens": _EXAMPLE_TOKENS, **sampling}
     if is_sudoku(engine) and not raw:
         _solve(engine, text, sampling, best_of, is_watched=is_watched, as_json=as_json)
         return
@@ -82,10 +90,13 @@ def _prompt(prompt: str | None, file: Path | None, raw: bool) -> str | None:
 
 
 def _example(engine: Engine, raw: bool) -> str:
-    if raw or not is_sudoku(engine):
-        raise RequestError("no prompt; give one as an argument, - to read standard input, or --file FILE")
-    note("no prompt given: solving an example puzzle")
-    return EXAMPLE
+    if is_sudoku(engine) and not raw:
+        note("no prompt given: solving an example puzzle")
+        return EXAMPLE
+    if engine.name == DEFAULT_MODEL:
+        note(f"no prompt given: writing an example function\n\n{_FUNCTION}")
+        return _FUNCTION
+    raise RequestError("no prompt; give one as an argument, - to read standard input, or --file FILE")
 
 
 def _generate(

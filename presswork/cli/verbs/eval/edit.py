@@ -5,15 +5,16 @@ from typing import Annotated, Any
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, RequiredModelOption, StepsOption, TextsArgument
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption, TextsArgument
 from presswork.cli.output import print_facts, print_json
 from presswork.cli.progress import counting_bar
+from presswork.weights.hub import DEFAULT_MODEL
 
 
 def edit(
     context: typer.Context,
-    model: RequiredModelOption,
     files: TextsArgument,
+    model: ModelOption = DEFAULT_MODEL,
     num: Annotated[int, typer.Option(help="Texts to damage, drawn by the seed.", min=1)] = 200,
     span_tokens: Annotated[int, typer.Option(help="Most tokens of a damaged part.", min=1)] = 8,
     damage: Annotated[float, typer.Option(help="Share of its characters that are replaced.", min=0, max=1)] = 0.1,
@@ -36,8 +37,8 @@ def edit(
 
     \b
     Examples:
-      presswork eval edit src/*.py --model FOLDER --num 100
-      presswork eval edit texts.jsonl --model FOLDER --damage 0.2 --strength 0.5 --json
+      presswork eval edit src/*.py --num 100
+      presswork eval edit texts.jsonl --damage 0.2 --strength 0.5 --json
     """
     from presswork.tasks.canvas.edit import evaluate_edit
     from presswork.tasks.canvas.texts import cut_tasks

@@ -5,16 +5,17 @@ from typing import Annotated, Any
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, RequiredModelOption, StepsOption, TextsArgument
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption, TextsArgument
 from presswork.cli.output import print_columns, print_json
 from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.modes import chosen_modes
+from presswork.weights.hub import DEFAULT_MODEL
 
 
 def fill(
     context: typer.Context,
-    model: RequiredModelOption,
     files: TextsArgument,
+    model: ModelOption = DEFAULT_MODEL,
     num: Annotated[int, typer.Option(help="Gaps, drawn by the seed.", min=1)] = 200,
     gap_tokens: Annotated[int, typer.Option(help="Most tokens a gap is made of.", min=1)] = 8,
     candidates: Annotated[int, typer.Option(help="Ways to fill each gap, the likeliest counts.", min=1)] = 4,
@@ -32,8 +33,8 @@ def fill(
 
     \b
     Examples:
-      presswork eval fill src/*.py --model FOLDER --num 100
-      presswork eval fill texts.jsonl --model FOLDER --gap-tokens 4 --json
+      presswork eval fill src/*.py --num 100
+      presswork eval fill texts.jsonl --gap-tokens 4 --json
     """
     from presswork.tasks.canvas.fill import evaluate_fill
     from presswork.tasks.canvas.texts import cut_tasks

@@ -5,15 +5,16 @@ from typing import Annotated
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, RequiredModelOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
 from presswork.cli.output import note, print_columns, print_json
 from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.modes import chosen_modes
+from presswork.weights.hub import DEFAULT_MODEL
 
 
 def structure(
     context: typer.Context,
-    model: RequiredModelOption,
+    model: ModelOption = DEFAULT_MODEL,
     schemas: Annotated[int, typer.Option(help="Random JSON schemas.", min=0)] = 1000,
     regexes: Annotated[int, typer.Option(help="Random regexes.", min=0)] = 500,
     seed: Annotated[int, typer.Option(help="Of the languages and of the requests.", min=0)] = 0,
@@ -31,8 +32,8 @@ def structure(
 
     \b
     Examples:
-      presswork eval structure --model runs/code/model --json
-      presswork eval structure --model runs/code/model --schemas 100 --regexes 50 --random-weights --mode both
+      presswork eval structure --json
+      presswork eval structure --schemas 100 --regexes 50 --random-weights --mode both
     """
     from presswork.tasks.structure.evaluate import evaluate, regex_tasks, schema_tasks
     from presswork.weights.initialise import fill_random

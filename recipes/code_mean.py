@@ -1,0 +1,39 @@
+"""The embedded `code` model: the mean of what its two runs ended in (Wortsman et al. 2022, arXiv:2203.05482).
+
+python recipes/code_mean.py runs/code/model runs/code_short/model --out runs/code_mean/model
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from presswork.weights.config_files import read_generation_config
+from presswork.weights.load import load_model
+from presswork.weights.save import save_model
+
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+@torch.no_grad()
+def average(first: Path, second: Path, out: Path) -> None:
+    """Write the mean of two models of the same shape, in the first one's dtype, with the first one's other files."""
+    model, other = load_model(first), load_model(second, dtype=torch.float32)
+    others = dict(other.named_parameters())
+    for name, weight in model.named_parameters():
+        weight.copy_((weight.float() + others[name]) / 2)
+    extra = [first / name for name in TEXT_FILES if (first / name).exists()]
+    save_model(model, out, generation_config=read_generation_config(first), extra=extra)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", type=Path, help="folder of a model; its tokenizer and settings are kept")
+    parser.add_argument("second", type=Path, help="folder of another of the same shape")
+    parser.add_argument("--out", type=Path, required=True, help="where to write the mean")
+    arguments = parser.parse_args()
+    average(arguments.first, arguments.second, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
