@@ -5,7 +5,7 @@ Make the corpus first:
     python recipes/data/code.py --wheels data/wheels --pages data/pages --out data/code
     presswork train recipes/code.py
     presswork train recipes/code_short.py
-    python recipes/code_mean.py runs/code/model runs/code_short/model --out runs/code_mean/model
+    python recipes/weights/mean.py runs/code/model runs/code_short/model --out runs/code_mean/model
 """
 
 import shutil

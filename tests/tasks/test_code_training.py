@@ -41,7 +41,7 @@ def test_the_recipes_run_one_after_the_other(tmp_path, monkeypatch) -> None:
         assert [report.step for report in trainer.run()] == [1]
         folders.append(export(trainer, made))
     assert lengths == [64, 16]
-    command = [sys.executable, str(RECIPES / "code_mean.py"), *map(str, folders), "--out", "runs/mean/model"]
+    command = [sys.executable, str(RECIPES / "weights" / "mean.py"), *map(str, folders), "--out", "runs/mean/model"]
     subprocess.run(command, check=True, timeout=300)
     first, second, mean = (dict(load_model(folder).named_parameters()) for folder in (*folders, "runs/mean/model"))
     for name, weight in mean.items():

@@ -1,6 +1,6 @@
-"""The embedded `code` model: the mean of what its two runs ended in (Wortsman et al. 2022, arXiv:2203.05482).
+"""The mean of two models of one shape (Wortsman et al. 2022, arXiv:2203.05482), such as the `code` model's two runs.
 
-python recipes/code_mean.py runs/code/model runs/code_short/model --out runs/code_mean/model
+python recipes/weights/mean.py runs/code/model runs/code_short/model --out runs/code_mean/model
 """
 
 import argparse
