@@ -48,11 +48,11 @@ def sampling_flags(verb: Callable[..., None]) -> Callable[..., None]:
 
     Those that were set arrive as its dict `sampling`.
     """
-    from presswork.engine.params import SamplingParams
+    from presswork.engine.params import CHECKPOINT_FIELDS, SamplingParams
 
     hints, texts = get_type_hints(SamplingParams), documented_arguments(SamplingParams.__doc__ or "")
     wanted = [field for field in fields(SamplingParams) if field.name not in _WITHOUT_FLAG]
-    flags = [_flag(field, hints[field.name], texts[field.name]) for field in wanted]
+    flags = [_flag(field, hints[field.name], texts[field.name], field.name in CHECKPOINT_FIELDS) for field in wanted]
     names = {flag.name for flag in flags}
     flags += constraint_flags()
 
@@ -87,14 +87,15 @@ def documented_arguments(docstring: str) -> dict[str, str]:
     return texts
 
 
-def _flag(field: "Field[Any]", hint: Any, text: str) -> inspect.Parameter:
-    """A keyword parameter that typer turns into the field's flag; None, or no values, is a flag that was not given."""
+def _flag(field: "Field[Any]", hint: Any, text: str, is_checkpoints: bool) -> inspect.Parameter:
+    """A keyword parameter that typer turns into the field's flag; None, or no values, is a flag that was not given.
+
+    The help names the default, and whether a checkpoint's own comes before it.
+    """
     name = "--" + field.name.replace("_", "-")
     kind, is_optional = _without_none(hint)
     is_shown = isinstance(field.default, (int, float, str)) and not isinstance(field.default, bool)
-    from presswork.engine.params import CHECKPOINT_FIELDS
-
-    own = "the checkpoint's, else " if field.name in CHECKPOINT_FIELDS else ""
+    own = "the checkpoint's, else " if is_checkpoints else ""
     shown = f" Default: {own}{field.default}." if is_shown else ""
     settings: dict[str, Any] = {"help": text[0].upper() + text[1:] + shown, "show_default": False}
     names = [name, _ALIASES[field.name]] if field.name in _ALIASES else [name]

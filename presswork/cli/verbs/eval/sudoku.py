@@ -29,7 +29,7 @@ def sudoku(
     puzzles: Annotated[Path | None, typer.Option(help="Take puzzles from a file, one a line.")] = None,
     steps: StepsOption = None,
     tries: Annotated[
-        int, typer.Option(help="Canvases a puzzle may take; the rules tell whether one solves it.", min=1)
+        int, typer.Option(help="Canvases a puzzle may take, each under another symmetry; the rules judge.", min=1)
     ] = 1,
     is_held: Annotated[
         bool, typer.Option("--hold", help="Hold the clues in the canvas too, and keep it to nine lines of digits.")
