@@ -9,6 +9,8 @@ from presswork.engine.engine import Engine
 from presswork.engine.events import Reply, Stats, Usage
 from presswork.errors import RequestError, TemplateError
 from presswork.tasks.sudoku.encoding import (
+    CELL_ID,
+    DIGIT_ID,
     EOS_ID,
     SEPARATORS,
     SOLVE_ID,
@@ -22,7 +24,7 @@ from presswork.tasks.sudoku.encoding import (
     vocabulary,
 )
 from presswork.tasks.sudoku.evaluate import evaluate, evaluate_puzzles, is_solved, load_puzzles, num_cells_right
-from presswork.tasks.sudoku.generate import Clues
+from presswork.tasks.sudoku.generate import Clues, solve
 from presswork.tasks.sudoku.tokenizer import build_tokenizer
 from presswork.testing import fixture_model, tiny_config
 from presswork.text.chat import ChatTemplate
@@ -339,12 +341,29 @@ def test_an_evaluation_reports_both_modes():
     assert modes == ("diffusion", "diffusion", "ar", "ar")
 
 
+class SolvingEngine(RecordedEngine):
+    """Solves what its prompts say, or swaps two cells of the solution, as told for each prompt in turn."""
+
+    def __init__(self, is_right):
+        super().__init__({})
+        self.is_right, self.puzzles = list(is_right), []
+
+    def generate(self, *, prompt_token_ids, mode, **params):
+        self.calls.append((mode, prompt_token_ids, params))
+        return [self._reply(self._answer(ids), mode) for ids in prompt_token_ids]
+
+    def _answer(self, ids):
+        lines = np.array(ids[1:91]).reshape(9, 10)[:, :9]
+        self.puzzles.append((lines.reshape(81) - CELL_ID) % 10)
+        canvas = encode_solutions(solve(self.puzzles[-1])[None])[0]
+        if not self.is_right.pop(0):
+            canvas[[2, 3]] = canvas[[3, 2]]
+        return canvas
+
+
 def test_further_tries_take_only_what_breaks_the_rules():
     """Four puzzles; 0 is solved at once, 2 in the second try, 3 in the third, 1 never."""
-    right = encode_solutions(cells(SOLUTION)[None])[0]
-    wrong = right.copy()
-    wrong[[2, 3]] = wrong[[3, 2]]
-    engine = RecordedEngine({"diffusion": [right, wrong, wrong, wrong, wrong, right, wrong, wrong, right]})
+    engine = SolvingEngine([True, False, False, False, False, True, False, False, True])
     puzzles, solutions = np.tile(cells(PUZZLE), (4, 1)), np.tile(cells(SOLUTION), (4, 1))
     seen = []
     report = evaluate_puzzles(
@@ -356,6 +375,18 @@ def test_further_tries_take_only_what_breaks_the_rules():
     assert seen == [1, 2, 4]
     assert [len(prompts) for _, prompts, _ in engine.calls] == [4, 3, 2]
     assert len({params["seed"] for *_, params in engine.calls}) == 3
+
+
+def test_further_tries_see_a_puzzle_under_other_symmetries():
+    engine = SolvingEngine([False, False, False])
+    puzzles, solutions = cells(PUZZLE)[None], cells(SOLUTION)[None]
+    report = evaluate_puzzles(engine, puzzles, solutions, 7, with_ar=False, tries=3, is_held=True)  # type: ignore[arg-type]
+    assert report["solved"] == 0 and report["cells"] == pytest.approx(79 / 81)
+    first, second, third = engine.puzzles
+    assert (first == puzzles[0]).all() and (second != first).any() and (third != second).any()
+    for (_, _, params), puzzle in zip(engine.calls, engine.puzzles, strict=True):
+        held = {place // 10 * 9 + place % 10: token for place, token in params["pins"][0].items()}
+        assert held == {int(i): DIGIT_ID + int(puzzle[i]) for i in np.flatnonzero(puzzle)}
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Batches of the Sudoku recipe: what is in them, that they repeat, and that walks stay on their boards."""
 
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from presswork.tasks.sudoku.training import (
     BatchConfig,
     PuzzleBatches,
     PuzzleWalks,
+    WalkConfig,
     clue_places,
     initialise,
     model_config,
@@ -25,9 +28,11 @@ from presswork.training.loss import Batch
 from presswork.training.recipe import load_recipe, override
 from presswork.training.run import export, open_run
 from presswork.training.trainer import Trainer
+from presswork.weights.hub import ASSETS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIG = BatchConfig(num_puzzles=4, canvases_per_puzzle=3, curriculum_steps=10, minimal_share=0.5)
+WALK = WalkConfig(num_boards=8, visits=3)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +102,7 @@ def test_canvases_that_hold_their_clues_have_them_clean() -> None:
 class TestWalks:
     @pytest.fixture
     def walks(self, batches, model) -> PuzzleWalks:
-        return PuzzleWalks(batches, model, num_boards=8, visits=3)
+        return PuzzleWalks(batches, model, WALK)
 
     def hidden(self, batch: Batch, seed: int = 0) -> torch.Tensor:
         return torch.randn(batch.xt.numel(), 128, generator=torch.Generator().manual_seed(seed))
@@ -126,7 +131,7 @@ class TestWalks:
             assert torch.equal(torch.from_numpy(encode_prompts(digit)), batch.ids[:, :PROMPT_LENGTH])
 
     def test_walks_that_hold_their_clues_are_certain_of_them_behind_their_first_step(self, model) -> None:
-        walks = PuzzleWalks(PuzzleBatches(64, 5, replace(CONFIG, num_held=1)), model, num_boards=8, visits=3)
+        walks = PuzzleWalks(PuzzleBatches(64, 5, replace(CONFIG, num_held=1)), model, WALK)
         embedding, told = model.decoder.embedding, 0
         for batch in self.run(walks, model, range(6)):
             prompt = batch.ids[:, 1:91].view(-1, 9, 10)[:, :, :9].flatten(1) - 14
@@ -152,22 +157,36 @@ class TestWalks:
         assert torch.equal(walks._walks.tokens[:8], moved)
         assert torch.equal(walks._walks.probabilities[:8], (moved[:, :, None] == walks._walks._alphabet).float())
 
+    def boards(self, walks: PuzzleWalks) -> set[bytes]:
+        """The store, told apart by what survives every symmetry: sorted clue counts of rows and columns."""
+        grids = (walks._puzzles.reshape(-1, 9, 9) > 0).astype(np.uint8)
+        sums = [np.sort(np.stack([g.sum(0), g.sum(1)]), axis=1) for g in grids]
+        return {np.sort(s, axis=0).tobytes() for s in sums}
+
     def test_boards_leave_after_their_visits(self, walks, model) -> None:
-        seen: list[set[bytes]] = []
+        seen = []
         for step in range(0, 12, 2):
             self.run(walks, model, range(step, step + 2))
-            # Sorted clue counts of rows and columns survive every symmetry.
-            grids = (walks._puzzles.reshape(-1, 9, 9) > 0).astype(np.uint8)
-            sums = [np.sort(np.stack([g.sum(0), g.sum(1)]), axis=1) for g in grids]
-            seen.append({np.sort(s, axis=0).tobytes() for s in sums})
+            seen.append(self.boards(walks))
         assert seen[0] & seen[1] and not seen[0] & seen[4]
 
-    def test_a_resumed_source_goes_on_alike(self, batches, model) -> None:
-        whole = PuzzleWalks(batches, model, num_boards=8, visits=3)
+    def test_boards_stay_until_their_walks_are_over(self, batches, model) -> None:
+        # Two turns of four boards: each is visited in every second step, and no walk solves anything in three.
+        walks = PuzzleWalks(batches, model, replace(WALK, visits=0, num_steps=3))
+        seen = []
+        for step in range(0, 14, 2):
+            self.run(walks, model, range(step, step + 2))
+            seen.append(self.boards(walks))
+        assert seen[0] == seen[1] == seen[2] and seen[3] == seen[4] == seen[5] and not seen[2] & seen[3]
+        assert seen[6] != seen[5]
+
+    @pytest.mark.parametrize("walk", [WALK, replace(WALK, visits=0, num_steps=2)])
+    def test_a_resumed_source_goes_on_alike(self, batches, model, walk) -> None:
+        whole = PuzzleWalks(batches, model, walk)
         expected = self.run(whole, model, range(6))
-        first = PuzzleWalks(batches, model, num_boards=8, visits=3)
+        first = PuzzleWalks(batches, model, walk)
         self.run(first, model, range(3))
-        second = PuzzleWalks(batches, model, num_boards=8, visits=3)
+        second = PuzzleWalks(batches, model, walk)
         second.restore(first.state())
         for found, wanted in zip(self.run(second, model, range(3, 6)), expected[3:], strict=True):
             assert_equal(found, wanted)
@@ -180,20 +199,40 @@ def test_training_on_walks_resumes_to_the_bit(batches, tmp_path) -> None:
         initialise(model)
         optimizer = OptimizerConfig(peak_rate=1e-3, warmup_steps=2)
         config = TrainConfig(num_steps=4, optimizer=optimizer, checkpoint_every=2, log_every=1)
-        return Trainer(model, PuzzleWalks(batches, model, num_boards=8, visits=3), config, tmp_path / folder)
+        return Trainer(model, PuzzleWalks(batches, model, WALK), config, tmp_path / folder)
 
     expected = [r.loss for r in trainer("whole").run()]
     found = [r.loss for r in trainer("parts").run(until=2)] + [r.loss for r in trainer("parts").run()]
     assert found == expected
 
 
+def deepen(folder: Path, out: Path, *flags: str) -> None:
+    command = [sys.executable, str(RECIPES / "weights" / "deepen.py"), str(folder), "--out", str(out), *flags]
+    subprocess.run(command, check=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_copies_without_weight_change_nothing(tmp_path) -> None:
+    deepen(ASSETS / "sudoku", tmp_path / "same", "--scale", "0")
+    deepen(ASSETS / "sudoku", tmp_path / "near")
+    prompt = encode_prompts(np.zeros((1, 81), np.uint8))[0].tolist()
+    draft = torch.randint(4, 14, (CANVAS_LENGTH,), generator=torch.Generator().manual_seed(3)).tolist()
+    shallow, same, near = (load(folder) for folder in (ASSETS / "sudoku", tmp_path / "same", tmp_path / "near"))
+    assert near.model.config.num_layers == same.model.config.num_layers == 2 * shallow.model.config.num_layers
+    expected, found, close = (engine.canvas_logits(prompt, draft) for engine in (shallow, same, near))
+    assert torch.equal(found, expected)
+    assert 0 < (close - expected).abs().mean() < 0.2 * expected.abs().mean()
+
+
 @pytest.mark.slow
 def test_the_recipes_run_end_to_end(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = ["train.compile=false", "data.pool_size=50", "train.log_every=1", "train.num_steps=2"]
-    for name in ("sudoku", "sudoku_walks"):
+    for name in ("sudoku", "sudoku_walks", "sudoku_deep"):
         made = override(load_recipe(RECIPES / f"{name}.py"), settings)
-        # The second starts from what the first wrote there.
+        if name == "sudoku_deep":
+            deepen(Path("runs/sudoku_walks/model"), Path("runs/sudoku_twice/model"))
+        # Each starts from what the one before wrote there.
         trainer = open_run(made, Path("runs") / name)
         assert [report.step for report in trainer.run()] == [0, 1]
         folder = export(trainer, made)

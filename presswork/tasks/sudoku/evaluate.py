@@ -15,6 +15,7 @@ from presswork.errors import RequestError
 from presswork.grammar.languages import Regex
 from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, DIGIT_ID, decode_solution, encode_prompts, read_puzzle
 from presswork.tasks.sudoku.generate import Cells, Clues, Grids, as_grids, count_solutions, generate, solve
+from presswork.tasks.sudoku.symmetry import draw_symmetries
 
 # Enough to keep passes full, and small against an engine's queue.
 _BATCH = 64
@@ -75,7 +76,7 @@ def evaluate_puzzles(
         with_ar: solve them one token at a time too, the likeliest each time. That comes second, so prefixes it finds
             cached favour it.
         tries: canvases a puzzle may take by denoising. The rules, not the solution, tell whether one is solved; if not,
-            the next canvas has another seed. The last one counts.
+            the next canvas has another seed, and the puzzle stands in it under a random symmetry. The last one counts.
         is_held: the canvas holds the clues too, and is kept to nine lines of digits.
         on_progress: called with the mode and the puzzles done in it after every batch.
         params: of the diffusion requests, fields of SamplingParams; the others are the checkpoint's.
@@ -87,11 +88,10 @@ def evaluate_puzzles(
     """
     report: dict[str, Any] = {"num": len(puzzles), "seed": seed}
     if with_diffusion:
-        pins = _clue_pins(puzzles) if is_held else None
         params = {**params, "constraint": ROWS} if is_held else params
-        report |= _run(engine, puzzles, solutions, "diffusion", tries, on_progress, pins, seed=seed, **params)
+        report |= _run(engine, puzzles, solutions, "diffusion", tries, is_held, on_progress, seed=seed, **params)
     if with_ar:
-        report["ar"] = _run(engine, puzzles, solutions, "ar", 1, on_progress, None, seed=seed, temperature=0.0)
+        report["ar"] = _run(engine, puzzles, solutions, "ar", 1, False, on_progress, seed=seed, temperature=0.0)
     return report
 
 
@@ -136,55 +136,59 @@ def num_cells_right(token_ids: Sequence[int], solution: Cells) -> int:
 
 
 def _run(
-    engine: Engine, puzzles: Grids, solutions: Grids, mode: Mode, tries: int,
-    on_progress: Callable[[Mode, int], None] | None, pins: list[dict[int, int]] | None, *, seed: int, **params: Any,
+    engine: Engine, puzzles: Grids, solutions: Grids, mode: Mode, tries: int, is_held: bool,
+    on_progress: Callable[[Mode, int], None] | None, *, seed: int, **params: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    prompts = encode_prompts(puzzles).tolist()
+    num = len(puzzles)
     replies: dict[int, Reply] = {}
     solved_at: dict[int, int] = {}
+    num_right = np.zeros(num, np.int64)
     num_steps, started = 0, time.perf_counter()
     for attempt in range(tries):
-        left = [i for i in range(len(prompts)) if i not in solved_at]
+        seen, wanted = _turned(puzzles, solutions, seed, attempt)
+        prompts = encode_prompts(seen).tolist()
+        left = [i for i in range(num) if i not in solved_at]
         for start in range(0, len(left), _BATCH):
             batch = left[start : start + _BATCH]
-            if pins is not None:
-                params["pins"] = [pins[i] for i in batch]
+            if is_held:
+                params["pins"] = [_clue_pins(seen[i]) for i in batch]
             found = engine.generate(
                 prompt_token_ids=[prompts[i] for i in batch], mode=mode, max_tokens=CANVAS_LENGTH,
                 seed=seed + attempt * _SEED_STRIDE, **params,
             )  # fmt: skip
             replies |= zip(batch, found, strict=True)
+            num_right[batch] = [num_cells_right(r.token_ids, wanted[i]) for i, r in zip(batch, found, strict=True)]
             num_steps += sum(len(r.token_ids) if mode == "ar" else r.stats.num_denoise_steps for r in found)
-            solved_at |= {i: attempt for i in batch if _solves(puzzles[i], replies[i])}
+            solved_at |= {i: attempt for i in batch if _solves(seen[i], replies[i])}
             if on_progress is not None:
                 is_last = attempt + 1 == tries
-                on_progress(mode, len(prompts) - len(left) + start + len(batch) if is_last else len(solved_at))
+                on_progress(mode, num - len(left) + start + len(batch) if is_last else len(solved_at))
     wall_s = time.perf_counter() - started
-    report: dict[str, Any] = {"solved": len(solved_at) / len(prompts)}
-    report |= _summary(list(replies.values()), solutions[list(replies)], num_steps, wall_s)
+    report: dict[str, Any] = {
+        "solved": len(solved_at) / num,
+        "cells": int(num_right.sum()) / (81 * num),
+        "mean_steps": num_steps / num,
+        "tokens_per_s": sum(len(reply.token_ids) for reply in replies.values()) / wall_s,
+        "wall_s": wall_s,
+    }
     if tries > 1:
         counts = [sum(at <= attempt for at in solved_at.values()) for attempt in range(tries)]
-        report["solved_by_try"] = [count / len(prompts) for count in counts]
+        report["solved_by_try"] = [count / num for count in counts]
     return report
 
 
-def _clue_pins(puzzles: Grids) -> list[dict[int, int]]:
-    """Where each puzzle's clues stand in its canvas, and as which tokens."""
-    found = []
-    for puzzle in np.asarray(puzzles).reshape(-1, 81):
-        cells = np.flatnonzero(puzzle).tolist()
-        found.append({cell // 9 * 10 + cell % 9: DIGIT_ID + int(puzzle[cell]) for cell in cells})
-    return found
+def _turned(puzzles: Grids, solutions: Grids, seed: int, attempt: int) -> tuple[Grids, Grids]:
+    """Puzzles and solutions as a try sees them: the first as they are, each other one under random symmetries."""
+    if attempt == 0:
+        return puzzles, solutions
+    symmetries = draw_symmetries(len(puzzles), np.random.default_rng((seed, attempt)))
+    return symmetries.apply(puzzles), symmetries.apply(solutions)
 
 
-def _summary(replies: list[Reply], solutions: Grids, num_steps: int, wall_s: float) -> dict[str, Any]:
-    num_right = sum(num_cells_right(r.token_ids, s) for r, s in zip(replies, solutions, strict=True))
-    return {
-        "cells": num_right / (81 * len(replies)),
-        "mean_steps": num_steps / len(replies),
-        "tokens_per_s": sum(len(reply.token_ids) for reply in replies) / wall_s,
-        "wall_s": wall_s,
-    }
+def _clue_pins(puzzle: Cells) -> dict[int, int]:
+    """Where a puzzle's clues stand in its canvas, and as which tokens."""
+    cells = np.flatnonzero(puzzle).tolist()
+    return {cell // 9 * 10 + cell % 9: DIGIT_ID + int(puzzle[cell]) for cell in cells}
 
 
 def _solves(puzzle: Cells, reply: Reply) -> bool:

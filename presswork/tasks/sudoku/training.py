@@ -36,12 +36,36 @@ from presswork.training.loss import IGNORED_TARGET, Batch
 # What solutions are made of: digits 1 to 9 in order, then line end and end.
 _ALPHABET = torch.tensor([*range(DIGIT_ID + 1, DIGIT_ID + 10), NEWLINE_ID, EOS_ID])
 
-WALK_RULES = DiffusionRules(
-    schedule=TemperatureSchedule(num_steps=20),
-    accept=EntropyBoundRule(),
-    stop=StableAndConfidentRule(confidence_threshold=0.005),
-)
-"""As short as generation should be: what is not solved by then starts over."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalkConfig:
+    """How canvases walk: as in generation, and what is not solved in so many steps starts over.
+
+    Args:
+        num_steps, t_min, t_max, entropy_bound, confidence_threshold: of the sampler.
+        num_boards: size of the store of boards, in whole steps.
+        visits: how often a board comes up before a new one takes its place; 0 until each of its walks is over.
+    """
+
+    num_steps: int = 20
+    t_min: float = 0.4
+    t_max: float = 0.8
+    entropy_bound: float = 0.1
+    confidence_threshold: float = 0.005
+    num_boards: int = 640
+    visits: int = 12
+
+    def __post_init__(self) -> None:
+        require(self.visits >= 0, f"visits must not be negative, got {self.visits}")
+        self.rules()
+
+    def rules(self) -> DiffusionRules:
+        """The sampler's."""
+        return DiffusionRules(
+            schedule=TemperatureSchedule(num_steps=self.num_steps, t_min=self.t_min, t_max=self.t_max),
+            accept=EntropyBoundRule(entropy_bound=self.entropy_bound),
+            stop=StableAndConfidentRule(confidence_threshold=self.confidence_threshold),
+        )
 
 
 def model_config() -> ModelConfig:
@@ -183,24 +207,17 @@ class PuzzleWalks:
 
     Args:
         model: the model in training, whose embedding the canvases' beliefs are told in.
-        num_boards: size of the store, in whole steps.
-        visits: how often a board comes up before a new one takes its place.
+        walk: how canvases walk, and for how long boards stay.
     """
 
-    def __init__(
-        self,
-        batches: PuzzleBatches,
-        model: Transformer,
-        num_boards: int = 640,
-        visits: int = 12,
-        rules: DiffusionRules = WALK_RULES,
-    ):
-        config = batches.config
-        self._batches, self._model, self._visits = batches, model, visits
-        self._num_turns = num_boards // config.num_puzzles
+    def __init__(self, batches: PuzzleBatches, model: Transformer, walk: WalkConfig | None = None):
+        config, walk = batches.config, walk or WalkConfig()
+        self._batches, self._model, self._visits = batches, model, walk.visits
+        self._num_turns = walk.num_boards // config.num_puzzles
         num_boards = self._num_turns * config.num_puzzles
         self._walkers = config.canvases_per_puzzle - 1
-        self._walks = CarriedCanvases(num_boards * self._walkers, CANVAS_LENGTH, VOCAB_SIZE, _ALPHABET, rules)
+        self._walks = CarriedCanvases(num_boards * self._walkers, CANVAS_LENGTH, VOCAB_SIZE, _ALPHABET, walk.rules())
+        self._was_over = torch.zeros(num_boards * self._walkers, dtype=torch.bool)
         self._puzzles, self._solutions = np.zeros((num_boards, 81), np.uint8), np.zeros((num_boards, 81), np.uint8)
         self._is_walking = torch.arange(config.num_puzzles * config.canvases_per_puzzle) % (1 + self._walkers) > 0
 
@@ -228,6 +245,7 @@ class PuzzleWalks:
         rows = hidden.unflatten(0, (-1, CANVAS_LENGTH))[walking].flatten(0, 1)
         over = self._walks.advance(model, rows, batch.x0[walking], generator, walks)
         self._walks.restart(walks[over], generator)
+        self._was_over[walks] |= over
 
     def _turn(self, step: int) -> tuple[slice, Tensor]:
         """(boards, their walks) that a step visits."""
@@ -255,13 +273,17 @@ class PuzzleWalks:
     def _replace(
         self, boards: slice, walks: Tensor, rng: np.random.Generator, generator: torch.Generator, step: int
     ) -> None:
-        """Let in new boards for those that have had their visits, or that were never there."""
-        leaving = (np.arange(self._batches.config.num_puzzles) + step // self._num_turns) % self._visits == 0
+        """Let in new boards for those that have had their time, or that were never there."""
+        if self._visits:
+            leaving = (np.arange(self._batches.config.num_puzzles) + step // self._num_turns) % self._visits == 0
+        else:
+            leaving = self._was_over[walks].view(-1, self._walkers).all(1).numpy()
         leaving |= ~self._puzzles[boards].any(1)
         puzzles, solutions = self._batches.draw(rng, step)
         self._puzzles[boards][leaving], self._solutions[boards][leaving] = puzzles[leaving], solutions[leaving]
         arrived = torch.from_numpy(leaving).repeat_interleave(self._walkers)
         self._walks.restart(walks[arrived], generator)
+        self._was_over[walks[arrived]] = False
 
     def _hold(self, boards: slice, walks: Tensor) -> None:
         """Put the clues into the walks that hold them, which are certain of them but for their first step."""
@@ -282,11 +304,12 @@ class PuzzleWalks:
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs."""
         boards = {"puzzles": torch.from_numpy(self._puzzles), "solutions": torch.from_numpy(self._solutions)}
-        return boards | self._walks.state()
+        return boards | {"was_over": self._was_over} | self._walks.state()
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from state(). Mutates the walks."""
         self._puzzles, self._solutions = state["puzzles"].numpy(), state["solutions"].numpy()
+        self._was_over = state["was_over"]
         self._walks.restore(state)
 
 
@@ -335,23 +358,21 @@ class WalkPlan:
 
     Args:
         pool_size, pool_seed, batch: as in PuzzlePlan.
-        num_boards, visits: as in PuzzleWalks.
+        walk: how canvases walk.
     """
 
     pool_size: int = 120_000
     pool_seed: int = 12345
     batch: BatchConfig = field(default_factory=BatchConfig)
-    num_boards: int = 640
-    visits: int = 12
+    walk: WalkConfig = field(default_factory=WalkConfig)
 
     def __post_init__(self) -> None:
-        for name in ("pool_size", "visits"):
-            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        least = self.batch.num_puzzles
-        require(self.num_boards >= least, f"num_boards must be at least a step's {least}, got {self.num_boards}")
+        require(self.pool_size > 0, f"pool_size must be positive, got {self.pool_size}")
+        least, given = self.batch.num_puzzles, self.walk.num_boards
+        require(given >= least, f"num_boards must be at least a step's {least}, got {given}")
         require(self.batch.canvases_per_puzzle > 1, "canvases_per_puzzle must be at least 2: one of them does not walk")
 
     def open(self, model: Transformer) -> PuzzleWalks:
         """The training batches, which watch this model."""
         batches = PuzzleBatches(self.pool_size, self.pool_seed, self.batch)
-        return PuzzleWalks(batches, model, self.num_boards, self.visits)
+        return PuzzleWalks(batches, model, self.walk)
