@@ -55,6 +55,7 @@ class TrainConfig:
         diffusion_weight: weight of the canvas loss; 0 trains the causal mode alone, and the finished model is saved as
             an autoregressive one.
         balance_weight: weight of the router's load-balancing loss; from scratch about 0.01, for fine-tuning 0.
+        keys_learn: whether the canvas loss moves the encoder too, through the keys and values that canvases read.
         recompute: layers are computed again in the backward pass instead of keeping what they computed: about a third
             more arithmetic for a fraction of the memory.
         accumulate: batches whose gradients are averaged into one optimizer step.
@@ -74,6 +75,7 @@ class TrainConfig:
     encoder_weight: float = 1.0
     diffusion_weight: float = 1.0
     balance_weight: float = 0.0
+    keys_learn: bool = True
     recompute: bool = False
     accumulate: int = 1
     validate_every: int = 0

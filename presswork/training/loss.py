@@ -124,6 +124,7 @@ def batch_losses(
     encoder_weight: float = 1.0,
     diffusion_weight: float = 1.0,
     balance_weight: float = 0.0,
+    keys_learn: bool = True,
     attend: AttentionFunctions = PLAIN_ATTENTION,
     whole: Whole | None = None,
 ) -> Losses:
@@ -134,6 +135,7 @@ def batch_losses(
 
     Args:
         diffusion_weight: at 0 there is no canvas pass, and its loss is told as 0.
+        keys_learn: False stops those gradients at the keys and values.
         whole: the batch that this one is a share of; None: it is a whole one. Losses are those of the whole batch, and
             the gradients of the processes add up to its gradient.
     Source: DiffusionGemma's fine-tuning code; see docs/training.md.
@@ -142,6 +144,8 @@ def batch_losses(
     stacks = (model.encoder, model.decoder)
     loads = [RouterLoads(stack, whole.add) for stack in stacks] if balance_weight else [None, None]
     hidden, kept = encode(model, batch.ids, attend, batch.origins, loads[0])
+    if not keys_learn:
+        kept = [(keys.detach(), values.detach()) for keys, values in kept]
     encoder = _cross_entropy(model, hidden, batch.targets.flatten())[0]
     encoder = whole.add(encoder * (_is_counted(batch.targets).sum() / whole.num_targets.clamp(min=1)))
     diffusion, canvas, right = encoder.new_zeros(()), hidden[:0], batch.x0.new_zeros(())

@@ -62,16 +62,30 @@ class MasterOptimizer:
         self._adamw = torch.optim.AdamW(groups, lr=config.peak_rate, betas=config.betas, fused=True)
 
     @torch.no_grad()
+    def take_gradients(self) -> None:
+        """Add what a backward pass left to the masters' gradients, in float32. Mutates both."""
+        for name, parameter in self._parameters.items():
+            master, grad = self.masters[name], parameter.grad
+            if grad is not None:
+                found = self._layout.local(grad).float()
+                master.grad = found if master.grad is None else master.grad.add_(found)
+            parameter.grad = None
+
+    @torch.no_grad()
     def step(self, step: int) -> float:
-        """Take the gradients the backward pass left, move the masters, refresh the model; returns the gradient norm.
+        """Move the masters by the gradients taken, refresh the model; returns the gradient norm.
 
         If that is not finite, nothing moves.
         """
-        local = self._layout.local
-        for name, parameter in self._parameters.items():
-            grad = parameter.grad
-            self.masters[name].grad = torch.zeros_like(self.masters[name]) if grad is None else local(grad).float()
-            parameter.grad = None
+        for master in self.masters.values():
+            master.grad = torch.zeros_like(master) if master.grad is None else master.grad
+        try:
+            return self._step(step)
+        finally:
+            for master in self.masters.values():
+                master.grad = None
+
+    def _step(self, step: int) -> float:
         norm = torch.nn.utils.get_total_norm([m.grad for m in self.masters.values() if m.grad is not None])
         norm = self._layout.norm(norm)
         if not torch.isfinite(norm):

@@ -99,7 +99,8 @@ class Recipe:
         data: what is trained on.
         train: how.
         lora: trains an adapter beside the weights, which stay as they are; None trains the weights.
-        generation: sampling defaults the finished model is saved with.
+        generation: sampling defaults the finished model is saved with, over those of the checkpoint the run started
+            from.
         evaluate: tells how well a model does the task, from an engine that holds it; figures by name.
         evaluate_every: steps between evaluations, whole reports; 0 never evaluates.
         write_text_files: writes the tokenizer and the template into the finished model's folder; None copies those of

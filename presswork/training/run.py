@@ -18,7 +18,12 @@ from presswork.training.checkpoint import STATE_FILE
 from presswork.training.distributed import ALONE, Ranks
 from presswork.training.recipe import FromCheckpoint, Recipe, ValidatedPlan, as_json, describe
 from presswork.training.trainer import Trainer
-from presswork.weights.config_files import write_generation_config
+from presswork.weights.config_files import (
+    check_generation_settings,
+    read_end_ids,
+    read_generation_config,
+    write_generation_config,
+)
 from presswork.weights.hub import resolve
 from presswork.weights.lora import merge_adapter, new_adapter
 from presswork.weights.peft_files import save_adapter
@@ -29,6 +34,8 @@ MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 
 _ADAPTER = "adapter."
+# Over how many processes a run goes, and what the finished model is saved with.
+_MAY_CHANGE = ("train.expert_parallel ", "generation.")
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +47,10 @@ def open_run(recipe: Recipe, folder: Path, ranks: Ranks = ALONE) -> Trainer:
         ranks: the processes of the run, which share the folder.
 
     Raises:
-        ConfigError: the folder holds a run of another recipe.
+        ConfigError: the folder holds a run of another recipe, or a setting of `generation` is none.
         DataError: there is nothing to train on.
     """
+    generation_settings(recipe)
     _refuse_another(recipe, folder)
     model = recipe.start.build()
     if recipe.lora is not None:
@@ -63,8 +71,7 @@ def _refuse_another(recipe: Recipe, folder: Path) -> None:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {file}: {error}; remove it to go on with the run there") from error
-    # Over how many processes a run goes may change from one start to the next.
-    changes = [line for line in _differences(before, describe(recipe)) if not line.startswith("train.expert_parallel ")]
+    changes = [line for line in _differences(before, describe(recipe)) if not line.startswith(_MAY_CHANGE)]
     if changes:
         raise ConfigError(
             f"{folder} holds a run of another recipe: {'; '.join(changes[:3])}; go on with that one, or train in "
@@ -135,6 +142,18 @@ def averaged_adapter(trainer: Trainer) -> Adapter | None:
     return adapter
 
 
+def generation_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a finished model is saved with: the recipe's settings over those of the checkpoint the run started from.
+
+    Raises: ConfigError for a setting that is none.
+    """
+    check_generation_settings(recipe.generation)
+    if not isinstance(recipe.start, FromCheckpoint):
+        return dict(recipe.generation)
+    source = resolve(recipe.start.model)
+    return {**read_generation_config(source), "eos_token_id": read_end_ids(source), **recipe.generation}
+
+
 def export(trainer: Trainer, recipe: Recipe, folder: Path | None = None) -> Path:
     """Write the averaged weights with tokenizer, template and generation defaults; returns the folder.
 
@@ -163,9 +182,9 @@ def export(trainer: Trainer, recipe: Recipe, folder: Path | None = None) -> Path
 def _write_model(model: Transformer, recipe: Recipe, target: Path) -> None:
     if recipe.train.diffusion_weight:
         save_model(model, target)
-        write_generation_config(target, dict(recipe.generation))
+        write_generation_config(target, generation_settings(recipe))
     else:
-        tokens = {name: value for name, value in recipe.generation.items() if name.endswith("_token_id")}
+        tokens = {name: value for name, value in generation_settings(recipe).items() if name.endswith("_token_id")}
         save_model(model, target, layout="autoregressive", generation_config=tokens)
     if recipe.write_text_files is not None:
         recipe.write_text_files(target)

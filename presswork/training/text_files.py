@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _FORMS = "messages, prompt with completion, or text"
 _NUM_SHOWN = 10
+_MARK = "\x00"  # stands where a turn's content does; no prompt has it
+_THOUGHTS = ("reasoning", "reasoning_content", "thinking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +83,10 @@ class ExampleReader:
         turns = messages if isinstance(messages, list) else []
         for i, message in enumerate(turns):
             if isinstance(message, Mapping) and message.get("role") == "assistant":
-                prompt = self._template.render(turns[:i], tools=tools)
-                whole = self._template.render(turns[: i + 1], tools=tools, add_generation_prompt=False)
-                if not whole.startswith(prompt):
+                found = _rendered(self._template, turns[:i], message, tools)
+                if found is None:
                     raise DataError(f"message {i}: the template does not render the turn right behind its prompt")
-                examples.append(self._pair(prompt, whole[len(prompt) :].rstrip("\n"), add_special_tokens=False))
+                examples.append(self._pair(*found, add_special_tokens=False))
         if not examples:
             raise DataError("messages hold no assistant turn to learn")
         return examples
@@ -96,12 +97,9 @@ class ExampleReader:
             raise DataError("the completion is empty")
         if self._template is None:
             return self._pair(prompt, completion, add_special_tokens=True)
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-        rendered = self._template.render(turns[:1])
-        whole = self._template.render(turns, add_generation_prompt=False)
-        if whole.startswith(rendered + completion):
-            completion = whole[len(rendered) :].rstrip("\n")
-        return self._pair(rendered, completion, add_special_tokens=False)
+        before = [{"role": "user", "content": prompt}]
+        found = _rendered(self._template, before, {"role": "assistant", "content": completion}, None)
+        return self._pair(*(found or (self._template.render(before), completion)), add_special_tokens=False)
 
     def _pair(self, prompt: str, completion: str, *, add_special_tokens: bool) -> Example:
         before = self._tokenizer.encode(prompt, add_special_tokens) or [self._begin]
@@ -111,6 +109,34 @@ class ExampleReader:
         if after[-1] != self._end:
             after.append(self._end)
         return Example(before + after, len(before))
+
+
+def _rendered(
+    template: ChatTemplate, before: Sequence[Mapping[str, Any]], turn: Mapping[str, Any], tools: Any
+) -> tuple[str, str] | None:
+    """(prompt, the turn as it is written behind it); None where the template does not render it there.
+
+    A template may end a prompt in what no rendered turn has, such as the empty channel that says that there are no
+    thoughts. That stays with the prompt, as it will in generation, unless the turn has thoughts that are rendered.
+    """
+    prompt = template.render(before, tools=tools)
+    mark = {"role": "assistant", "content": _MARK}
+    marked = template.render([*before, mark], tools=tools, add_generation_prompt=False)
+    whole = template.render([*before, turn], tools=tools, add_generation_prompt=False)
+    opening = _alike(prompt, marked)
+    closed = template.render(before, tools=tools, add_generation_prompt=False)
+    if _MARK not in marked or not whole.startswith(opening) or not opening.startswith(closed):
+        return None
+    if opening != prompt:
+        silent = {name: value for name, value in turn.items() if name not in _THOUGHTS}
+        if template.render([*before, silent], tools=tools, add_generation_prompt=False) != whole:
+            prompt = opening
+    return prompt, whole[len(opening) :].rstrip("\n")
+
+
+def _alike(one: str, other: str) -> str:
+    """The beginning that two texts have in common."""
+    return one[: next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))]
 
 
 def read_examples(files: Sequence[Path], reader: ExampleReader, row_length: int, canvas_length: int) -> Documents:

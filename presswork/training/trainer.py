@@ -197,34 +197,39 @@ class Trainer:
     def _step(self, step: int) -> tuple[Losses, float, tuple[int, int]]:
         """(losses of the last batch, gradient norm, (canvases, tokens))."""
         count, num_canvases, num_tokens = self.config.accumulate, 0, 0
+        batches = []
         for i in range(count):
             number = step * count + i
             batch = self._source(number)
             with _seeded_dropout(self.model, number * self.ranks.num + self.ranks.rank):
                 losses = self.layout.losses(
                     batch, encoder_weight=self.config.encoder_weight, diffusion_weight=self.config.diffusion_weight,
-                    balance_weight=self.config.balance_weight, attend=self._attend,
+                    balance_weight=self.config.balance_weight, keys_learn=self.config.keys_learn, attend=self._attend,
                 )  # fmt: skip
                 if not torch.isfinite(losses.total):
-                    raise self._failure("loss", step, batch)
+                    raise self._failure("loss", step, [batch])
                 if isinstance(self._source, CarryingSource):
                     self._source.observe(number, batch, losses.hidden, self.model)
                 (losses.total / count).backward()
+            self.optimizer.take_gradients()
+            batches.append(batch)
             num_canvases += batch.starts.shape[0]
             num_tokens += batch.ids.numel() + batch.x0.numel()
         norm = self.optimizer.step(step)
         if not math.isfinite(norm):
-            raise self._failure("gradient", step, batch)
+            raise self._failure("gradient", step, batches)
         return losses, norm, (num_canvases, num_tokens)
 
-    def _failure(self, what: str, step: int, batch: Batch) -> TrainingError:
-        """The error of a step that cannot be taken; its batch is written down where that is possible."""
+    def _failure(self, what: str, step: int, batches: Sequence[Batch]) -> TrainingError:
+        """The error of a step that cannot be taken; what it was of is written down where that is possible."""
         folder = self.folder / "failed"
+        saved = {"step": step, "batches": [asdict(batch) for batch in batches]}
+        their = "its batch is" if len(batches) == 1 else f"its {len(batches)} batches are"
         try:
-            self.ranks.first_does(lambda: save_state(folder, {"step": step, "batch": asdict(batch)}))
-            where = f"its batch is in {folder}"
+            self.ranks.first_does(lambda: save_state(folder, saved))
+            where = f"{their} in {folder}"
         except CheckpointError as error:
-            where = f"its batch is lost: {error}"
+            where = f"{their} lost: {error}"
         return TrainingError(f"the {what} of step {step} is not finite; {where}")
 
     def _look(self, step: int) -> None:
@@ -358,6 +363,8 @@ def _prepare(model: Transformer, config: TrainConfig) -> AttentionFunctions:
             layer.experts.mix = mix_experts_dense  # type: ignore[union-attr]
     if not config.compile:
         return PLAIN_ATTENTION
+    if config.device == "cpu":
+        _check_compiler()
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = 64
@@ -369,6 +376,20 @@ def _prepare(model: Transformer, config: TrainConfig) -> AttentionFunctions:
         causal=torch.compile(PLAIN_ATTENTION.causal, dynamic=False),
         canvases=torch.compile(PLAIN_ATTENTION.canvases, dynamic=False),
     )
+
+
+def _check_compiler() -> None:
+    """Raises ConfigError where torch.compile would find no compiler, which it says in the middle of a pass."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "compile needs a C++ compiler, and none is found; install g++ or clang++, name one in CXX, or set "
+            "train.compile=false"
+        ) from error
 
 
 def recompute_layers(model: Transformer) -> None:

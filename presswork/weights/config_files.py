@@ -329,12 +329,9 @@ def write_generation_config(folder: str | Path, settings: Mapping[str, Any]) -> 
     Args:
         settings: fields of GENERATION_FIELDS; None leaves one out.
     Raises:
-        ConfigError: a name that a diffusion model has no use for; transformers would refuse to load the folder.
+        ConfigError: as check_generation_settings.
     """
-    unknown = sorted(set(settings) - set(GENERATION_FIELDS))
-    if unknown:
-        accepted = ", ".join(GENERATION_FIELDS)
-        raise ConfigError(f"unknown generation setting {', '.join(unknown)}; accepted: {accepted}")
+    check_generation_settings(settings)
     # transformers rejects whole numbers written as integers where it wants a float.
     content = {
         name: float(value) if name in _FLOAT_FIELDS else value for name, value in settings.items() if value is not None
@@ -342,3 +339,21 @@ def write_generation_config(folder: str | Path, settings: Mapping[str, Any]) -> 
     if "entropy_bound" in content:
         content["sampler_config"] = {"_cls_name": _SAMPLER, "entropy_bound": content.pop("entropy_bound")}
     write_json(Path(folder) / GENERATION_CONFIG_FILE, content)
+
+
+def check_generation_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a value of another type than its field's, or an unknown name.
+
+    transformers would refuse to load a folder with a name that a diffusion model has no use for.
+    """
+    unknown = sorted(set(settings) - set(GENERATION_FIELDS))
+    if unknown:
+        accepted = ", ".join(GENERATION_FIELDS)
+        raise ConfigError(f"unknown generation setting {', '.join(unknown)}; accepted: {accepted}")
+    for name, value in settings.items():
+        kinds = (int, float) if name in _FLOAT_FIELDS else (int,)
+        listed = value if name == "eos_token_id" and isinstance(value, list | tuple) else [value]
+        if value is not None and not all(isinstance(one, kinds) and not isinstance(one, bool) for one in listed):
+            wanted = "a number" if name in _FLOAT_FIELDS else "a whole number"
+            wanted += ", or a list of some" if name == "eos_token_id" else ""
+            raise ConfigError(f"generation setting {name} must be {wanted}, got {value!r}")

@@ -133,3 +133,18 @@ def test_a_loss_alone_is_the_same_without_its_gradient() -> None:
     with torch.no_grad():
         alone = head_cross_entropy(hidden, weight, targets, 30.0)
     assert torch.equal(alone[0], head_cross_entropy(hidden.requires_grad_(), weight, targets, 30.0)[0].detach())
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_what_stays_as_it_is_gets_no_gradient_and_changes_none(frozen: str) -> None:
+    def gradients(*, all_learn: bool) -> dict[str, torch.Tensor | None]:
+        given = {"hidden": random(7, 16), "weight": random(33, 16, seed=1)}
+        for name, tensor in given.items():
+            tensor.requires_grad_(all_learn or name != frozen)
+        head_cross_entropy(given["hidden"], given["weight"], torch.arange(7), 30.0)[0].backward()
+        return {name: tensor.grad for name, tensor in given.items()}
+
+    both, one = gradients(all_learn=True), gradients(all_learn=False)
+    assert one.pop(frozen) is None
+    ((name, grad),) = one.items()
+    assert grad is not None and torch.equal(grad, both[name])

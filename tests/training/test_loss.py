@@ -137,6 +137,21 @@ def test_gradients_flow_into_the_encoders_keys_and_not_between_passes(model) -> 
         assert (grad[token] - alone[token]).abs().max() > 1e-7
 
 
+def test_a_switch_stops_gradients_at_the_encoders_keys(model) -> None:
+    given = batch(targets=torch.full((2, 20), -100), self_conditioned=torch.arange(0))
+    with torch.no_grad():
+        _, kept = encode(model, given.ids)
+    logits = softcapped(decode(model, given.xt, given.examples, given.starts, kept, None), model)
+    F.cross_entropy(logits, given.x0.flatten()).backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    batch_losses(model, given, keys_learn=False).total.backward()
+    for name, parameter in model.named_parameters():
+        found = parameter.grad if parameter.grad is not None else torch.zeros(())
+        wanted = expected[name]
+        torch.testing.assert_close(found, torch.zeros_like(found) if wanted is None else wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_recomputed_layers_give_the_same_gradients_and_keep_less() -> None:
     """The encoder's keys reach the decoder once, whether or not its layers are computed twice."""
     results, kept_bytes = [], []

@@ -62,6 +62,7 @@ def test_tables_of_tokens_are_left_to_adamw() -> None:
     before = {name: master.clone() for name, master in optimizer.masters.items()}
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
+    optimizer.take_gradients()
     optimizer.step(0)
     # AdamW's first step is the rate in every entry; a matrix of ones has one direction only.
     torch.testing.assert_close(before["embedding"] - optimizer.masters["embedding"], torch.full((5, 4), 0.01))

@@ -51,6 +51,7 @@ def test_steps_equal_the_textbook(dtype: torch.dtype) -> None:
         for name, parameter in model.named_parameters():
             parameter.grad = grads[name].clone()
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in grads.values()))
+        optimizer.take_gradients()
         assert optimizer.step(step) == pytest.approx(norm, rel=1e-5)
         rate = learning_rate(config, step, 6)
         decay = min(0.9, (step + 1) / (step + 10))
@@ -76,9 +77,22 @@ def test_small_updates_are_not_lost_to_bfloat16() -> None:
     for step in range(200):
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
+        optimizer.take_gradients()
         optimizer.step(step)
     torch.testing.assert_close(optimizer.masters["vector"], start - 0.02, rtol=0, atol=1e-4)
     assert not torch.equal(model.vector.data, start.bfloat16())
+
+
+def test_gradients_of_several_passes_add_up_in_float32() -> None:
+    model = Two(torch.bfloat16)
+    optimizer = MasterOptimizer(model, OptimizerConfig(peak_rate=1e-4), num_steps=9, ema_decay=0.0)
+    # Behind 1 bfloat16 knows no smaller step than 2^-7.
+    for value in (1.0, *[2.0**-9] * 64):
+        model.vector.grad = torch.full_like(model.vector, value)
+        optimizer.take_gradients()
+    assert model.vector.grad is None
+    assert optimizer.masters["vector"].grad.tolist() == [1.125] * 4
+    assert optimizer.step(0) == pytest.approx(2.25) and optimizer.masters["vector"].grad is None
 
 
 @pytest.mark.parametrize(

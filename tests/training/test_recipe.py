@@ -12,11 +12,14 @@ from presswork.errors import ConfigError
 from presswork.training.metrics import MetricsLog, read_metrics
 from presswork.training.recipe import FromCheckpoint, as_json, describe, load_recipe, override
 from presswork.training.run import averaged_model, export, open_run
-from presswork.weights.config_files import read_layout
+from presswork.weights.config_files import read_generation_config, read_layout, write_generation_config
 from presswork.weights.convert import convert
+from presswork.weights.hub import ASSETS
 from presswork.weights.load import load_model
+from presswork.weights.save import save_model
 
 FILE = Path(__file__).with_name("recipe_for_tests.py")
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def test_fields_are_set_by_their_path_and_read_as_their_type() -> None:
@@ -76,9 +79,7 @@ def test_files_that_are_no_recipes(tmp_path: Path, content: str | None, message:
         load_recipe(file)
 
 
-@pytest.mark.parametrize(
-    "file", sorted((Path(__file__).parents[2] / "recipes").glob("*.py")), ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.py")), ids=lambda file: file.stem)
 def test_shipped_recipes_are_read_and_printed(file: Path) -> None:
     assert json.loads(as_json(load_recipe(file)))["train"]["num_steps"] > 0
 
@@ -96,6 +97,30 @@ def test_a_run_keeps_its_recipe_and_refuses_another(tmp_path: Path) -> None:
     assert open_run(recipe, tmp_path).next_step == 2
     with pytest.raises(ConfigError, match=r"holds a run of another recipe: train.num_steps was 4, is 9; go on with"):
         open_run(override(recipe, ["train.num_steps=9"]), tmp_path)
+
+
+def test_what_a_model_is_saved_with_may_change_and_is_checked_before_the_first_step(tmp_path: Path) -> None:
+    recipe = load_recipe(FILE)
+    list(open_run(recipe, tmp_path).run(until=2))
+    assert open_run(override(recipe, ["generation.t_max=0.7"]), tmp_path).next_step == 2
+    for setting, message in (
+        ("generation.t_maximum=0.7", "unknown generation setting t_maximum; accepted: .*t_max"),
+        ("generation.entropy_bound=abc", "generation setting entropy_bound must be a number, got 'abc'"),
+        ("generation.max_denoising_steps=1.5", "max_denoising_steps must be a whole number, got 1.5"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            open_run(override(recipe, [setting]), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_model_trained_further_keeps_its_settings_and_end_tokens(tmp_path: Path) -> None:
+    recipe = load_recipe(FILE)
+    first = open_run(recipe, tmp_path / "first")
+    folder = export(first, recipe)
+    write_generation_config(folder, {"eos_token_id": [1, 9], "t_max": 0.7, "entropy_bound": 0.3})
+    second = replace(recipe, start=FromCheckpoint(model=str(folder)), generation={"t_min": 0.2}, write_text_files=None)
+    made = export(open_run(second, tmp_path / "second"), second)
+    assert read_generation_config(made) == {"eos_token_id": [1, 9], "t_max": 0.7, "entropy_bound": 0.3, "t_min": 0.2}
 
 
 def test_a_run_that_never_began_leaves_its_folder_to_any_recipe(tmp_path: Path) -> None:
@@ -170,3 +195,57 @@ def test_a_causal_run_leaves_an_autoregressive_model_that_converts(tmp_path: Pat
     start = FromCheckpoint(model=str(tmp_path / "start")).build()
     assert not start.self_conditioning.mlp.down.any()
     assert torch.equal(start.decoder.norm, averaged_model(trainer).decoder.norm)  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> list[str]:
+    """Settings that point a recipe for texts at two small files, for three steps."""
+    lines = [{"prompt": "", "completion": "CCO"}, {"prompt": "c1", "completion": "ccccc1"}] * 4
+    for name in ("train", "held_out"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = ["pack.row_length=96", "pack.num_rows=2", "pack.canvases_per_row=2", "num_validation=1"]
+    return [
+        *[f"data.{setting}" for setting in settings], "train.num_steps=3", "train.log_every=1",
+        "train.validate_every=2", f"data.train={tmp_path / 'train.jsonl'}",
+        f"data.validation={tmp_path / 'held_out.jsonl'}",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_recipe_for_texts_trains_a_model_further(tmp_path: Path, texts: list[str]) -> None:
+    settings = [*texts, "start.model=molecules", "data.tokenizer=molecules"]
+    recipe = override(load_recipe(RECIPES / "adapt.py"), settings)
+    trainer = open_run(recipe, tmp_path / "run")
+    assert [report.step for report in trainer.run()] == [0, 1, 2]
+    made, before = load(export(trainer, recipe)), load("molecules")
+    assert made.defaults == before.defaults and made.end_ids == before.end_ids
+    assert made.generate("", max_tokens=8, max_denoising_steps=2).usage.completion_tokens
+
+
+@pytest.mark.slow
+def test_the_recipe_for_texts_goes_on_from_a_converted_model(tmp_path: Path, texts: list[str]) -> None:
+    source, start = ASSETS / "molecules", tmp_path / "start"
+    causal = tmp_path / "causal"
+    files = [source / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+    ends = {"eos_token_id": [1, 2]}
+    save_model(load_model(source), causal, layout="autoregressive", generation_config=ends, extra=files)
+    convert(causal, start, canvas_length=32, extra=files)
+    recipe = override(load_recipe(RECIPES / "adapt.py"), [*texts, f"start.model={start}", f"data.tokenizer={start}"])
+    trainer = open_run(recipe, tmp_path / "run")
+    list(trainer.run())
+    engine = load(export(trainer, recipe))
+    assert engine.end_ids == load(start).end_ids and engine.model.config.canvas_length == 32
+    assert engine.generate("", max_tokens=8, max_denoising_steps=2).usage.completion_tokens
+
+
+@pytest.mark.slow
+def test_the_recipe_for_adapters_trains_one_beside_the_model(tmp_path: Path, texts: list[str]) -> None:
+    settings = [*texts, "start.model=molecules", "data.tokenizer=molecules", "train.optimizer.peak_rate=0.05"]
+    recipe = override(load_recipe(RECIPES / "lora.py"), settings)
+    trainer = open_run(recipe, tmp_path / "run")
+    list(trainer.run())
+    engine = load("molecules")
+    engine.load_adapter("own", export(trainer, recipe))
+    prompt, draft = [2, 9], [5] * engine.model.config.canvas_length
+    plain, adapted = (engine.canvas_logits(prompt, draft, adapter=name) for name in (None, "own"))
+    assert not torch.equal(plain, adapted)

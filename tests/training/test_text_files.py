@@ -65,6 +65,36 @@ def test_prompts_go_through_the_template_as_in_generation(tokenizer, reader) -> 
     assert shown(tokenizer, bare, {"prompt": "C", "completion": "CO"}) == [("<bos>C", "CO<eos>")]
 
 
+CHANNELS = (
+    "{{ '<bos>' }}{% for m in messages %}{{ '(' if m.role == 'user' else '[' }}"
+    "{% if m.reasoning and loop.last %}{{ '=#' + m.reasoning + '#' }}{% endif %}{{ m.content | trim }}"
+    "{{ ')' if m.role == 'user' else ']' }}{% endfor %}{% if add_generation_prompt %}{{ '[=##' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def channels(folder: Path, tokenizer: Tokenizer) -> ExampleReader:
+    """A template whose prompts end in an empty channel, =##, and whose turns are trimmed."""
+    return ExampleReader(tokenizer, ChatTemplate(CHANNELS), BOS_ID, EOS_ID)
+
+
+def test_what_a_prompt_ends_in_and_no_turn_has_stays_with_the_prompt(tokenizer, channels) -> None:
+    messages = [
+        {"role": "user", "content": "C"}, {"role": "assistant", "content": "=CC"},
+        {"role": "user", "content": "N"}, {"role": "assistant", "content": "NN"},
+    ]  # fmt: skip
+    assert shown(tokenizer, channels, {"messages": messages}) == [
+        ("<bos>(C)[=##", "=CC]<eos>"),
+        ("<bos>(C)[=CC](N)[=##", "NN]<eos>"),
+    ]
+    assert shown(tokenizer, channels, {"prompt": "C", "completion": " CO\n"}) == [("<bos>(C)[=##", "CO]<eos>")]
+
+
+def test_a_turn_with_thoughts_of_its_own_has_no_empty_channel_before_it(tokenizer, channels) -> None:
+    messages = [{"role": "user", "content": "C"}, {"role": "assistant", "content": "O", "reasoning": "N"}]
+    assert shown(tokenizer, channels, {"messages": messages}) == [("<bos>(C)[", "=#N#O]<eos>")]
+
+
 def test_a_template_without_assistant_turns_gets_the_completion_as_it_is(tmp_path, tokenizer) -> None:
     build_tokenizer(tmp_path)
     reader = ExampleReader(tokenizer, ChatTemplate.from_folder(tmp_path, tokenizer), BOS_ID, EOS_ID)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 from presswork.diffusion.corruption import corrupt, draw_times
 from presswork.errors import CheckpointError, ConfigError, TrainingError
@@ -143,7 +145,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_its_batch(tmp_path) -> None:
         list(trained.run())
     failed = load_state(tmp_path / "failed")
     assert failed is not None and failed["step"] == 2
-    assert torch.equal(failed["batch"]["xt"], counting(2).xt)
+    assert [torch.equal(batch["xt"], counting(2).xt) for batch in failed["batches"]] == [True]
     state = load_state(tmp_path)
     assert state is not None and state["progress"]["next_step"] == 2
 
@@ -158,6 +160,25 @@ def test_a_gradient_that_is_not_finite_moves_nothing(tmp_path) -> None:
     hook.remove()
     assert all(torch.equal(master, before[name]) for name, master in trained.optimizer.masters.items())
     assert len(list(trainer(tmp_path).run())) == 4
+
+
+def test_of_several_batches_all_are_left(tmp_path) -> None:
+    trained = trainer(tmp_path, accumulate=2)
+    trained.model.decoder.norm.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(TrainingError, match="the gradient of step 0 is not finite; its 2 batches are in"):
+        list(trained.run())
+    failed = load_state(tmp_path / "failed")
+    assert failed is not None
+    assert [torch.equal(batch["xt"], counting(i).xt) for i, batch in enumerate(failed["batches"])] == [True, True]
+
+
+def test_compiling_without_a_compiler_is_refused_before_the_first_step(tmp_path, monkeypatch) -> None:
+    def none() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    with pytest.raises(ConfigError, match=r"compile needs a C\+\+ compiler, .*; install g\+\+ or .*, or set"):
+        trainer(tmp_path, compile=True)
 
 
 def test_a_failed_batch_that_cannot_be_written_does_not_hide_the_failure(tmp_path) -> None:

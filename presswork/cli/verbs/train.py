@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,9 +70,12 @@ def train(
 
 def _train(recipe: "Recipe", folder: Path, ranks: "Ranks", as_json: bool) -> bool:
     """Open the run, train, export; returns whether it came to its end. Of several processes the first speaks."""
-    from presswork.training.run import export, open_run
+    from presswork.engine.params import defaults_from_checkpoint
+    from presswork.training.run import export, generation_settings, open_run
 
     say = note if ranks.is_first else _keep_quiet
+    # What cannot be sampled with would be found at the end.
+    defaults_from_checkpoint(generation_settings(recipe))
     trainer = open_run(recipe, folder, ranks)
     num_parameters = sum(
         trainer.layout.shape(n).numel() for n, p in trainer.model.named_parameters() if p.requires_grad
@@ -150,13 +154,13 @@ def _run(trainer: "Trainer", recipe: "Recipe") -> "StepReport | None":
 def _evaluate(trainer: "Trainer", recipe: "Recipe") -> dict[str, float]:
     """The recipe's own figures of the averaged weights."""
     from presswork.engine.engine import Engine
-    from presswork.training.run import averaged_model
+    from presswork.training.run import averaged_model, generation_settings
 
     model = averaged_model(trainer)
     assert recipe.evaluate is not None and model is not None
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = _tokenizer(recipe, Path(scratch))
-        engine = Engine(model, tokenizer=tokenizer, generation_config=dict(recipe.generation))
+        engine = Engine(model, tokenizer=tokenizer, generation_config=generation_settings(recipe))
         return dict(recipe.evaluate(engine))
 
 
@@ -190,22 +194,47 @@ def _stops_cleanly(trainer: "Trainer") -> Iterator[None]:
             signal.signal(kind, handler)
 
 
+class TimeLeft:
+    """How long a run will take yet, by the steps since its first report: compiling belongs to no later step.
+
+    Rich's own estimate looks back half a minute, in which a large model may not report twice.
+    """
+
+    def __init__(self, num_steps: int):
+        self._num_steps = num_steps
+        self._first: tuple[int, float] | None = None
+
+    def after(self, report: "StepReport") -> str:
+        """As hours, minutes and seconds; nothing at the first report."""
+        done, now = report.step + 1, report.elapsed_s
+        if self._first is None:
+            self._first = (done, now)
+        num, seconds = done - self._first[0], now - self._first[1]
+        return str(timedelta(seconds=round((self._num_steps - done) * seconds / num))) if num else ""
+
+
 @contextmanager
 def _bar(trainer: "Trainer") -> Iterator[Any]:
     total = trainer.config.num_steps
+    time_left = TimeLeft(total)
+
+    def figures(report: "StepReport") -> str:
+        left = time_left.after(report)
+        return _figures(report) + (f"  {left} left" if left else "")
+
     if not sys.stderr.isatty():
-        yield lambda report: note(f"step {report.step + 1} of {total}: {_figures(report)}")
+        yield lambda report: note(f"step {report.step + 1} of {total}: {figures(report)}")
         return
     from rich import progress as parts
     from rich.console import Console
 
     columns = (
-        parts.BarColumn(), parts.MofNCompleteColumn(), parts.TimeElapsedColumn(), parts.TimeRemainingColumn(),
+        parts.BarColumn(), parts.MofNCompleteColumn(), parts.TimeElapsedColumn(),
         parts.TextColumn("{task.description}"),
     )  # fmt: skip
     with parts.Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("the first steps take longest", total=total, completed=trainer.next_step)
-        yield lambda report: bar.update(task, completed=report.step + 1, description=_figures(report))
+        yield lambda report: bar.update(task, completed=report.step + 1, description=figures(report))
 
 
 def _figures(report: "StepReport") -> str:

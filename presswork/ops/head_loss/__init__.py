@@ -4,6 +4,7 @@ N rows, D width, V vocabulary. Products are formed some rows at a time in the we
 are taken in float32, and the gradient takes the products' place.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -95,27 +96,28 @@ class _HeadCrossEntropy(torch.autograd.Function):
         num, rows = max(1, targets.shape[0]), max(1, chunk // weight.shape[0])
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         right = torch.zeros((), dtype=torch.int64, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        needed: Sequence[bool] = ctx.needs_input_grad  # type: ignore[attr-defined]
+        grad_hidden = torch.empty_like(hidden) if is_trained and needed[0] else None
+        # As large as the vocabulary: not for a head that stays as it is, nor for a look at the loss.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if is_trained and needed[1] else None
         for start in range(0, targets.shape[0], rows):
             part = slice(start, start + rows)
             products = F.linear(hidden[part], weight)
             losses, is_right = logit_gradients(products, targets[part], softcap, 1 / num, impl)
             loss, right = loss + losses.sum(), right + is_right.sum()
-            if is_trained:
+            if grad_hidden is not None:
                 grad_hidden[part] = products @ weight
+            if grad_weight is not None:
                 grad_weight += products.T @ hidden[part]
-        ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(right)  # type: ignore[attr-defined]
         return loss / num, right
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grad_hidden, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        scale = grads[0]
-        return (
-            grad_hidden * scale.to(grad_hidden.dtype), grad_weight * scale.to(grad_weight.dtype), *[None] * 5
-        )  # fmt: skip
+        (scale,) = grads[:1]
+        found: Sequence[Tensor | None] = ctx.saved_tensors  # type: ignore[attr-defined]
+        return (*(None if grad is None else grad * scale.to(grad.dtype) for grad in found), *[None] * 5)
 
 
 def expected_embedding(

@@ -50,9 +50,9 @@ def code(
     """Fill missing lines of HumanEval, write functions, and take the loss on held-out documents.
 
     Reports, denoising and one token at a time: the shares of missing lines that are the reference's and whose tests
-    pass, and the share of functions that parse. Missing lines are held to the length they had; with --gaps they are
-    also filled at any length. Generated code runs in a process of its own with little time and memory, which is no wall
-    against code that means harm.
+    pass, and the share of functions that parse. Every length of a missing line is tried, and the likeliest counts; with
+    --gaps the model also decides the length itself. Generated code runs in a process of its own with little time and
+    memory, which is no wall against code that means harm.
 
     \b
     Examples:
