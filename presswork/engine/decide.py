@@ -171,7 +171,9 @@ def _text_sheets(engine: "Engine", tokenizer: Tokenizer, state: str, asked: Mapp
         if length > canvas:
             raise RequestError(f"question {name!r} has an option of {length - 1} tokens; a canvas takes {canvas - 1}")
         padded = [[*ids, *[end] * (length - len(ids))] for ids in options]
-        text = "\n\n".join(part for part in (state, question.instructions) if part)
+        notes = zip(question.options, question.notes, strict=True)
+        listed = "\n".join(f"{option}: {note}" for option, note in notes if note)
+        text = "\n\n".join(part for part in (state, question.instructions, listed) if part)
         one = _Asked(name=name, places=list(range(length)), options=padded)
         yield _Sheet(prompt=_prompt(engine, text), tokens=_ended(engine, padded[0]), asked=[one])
 

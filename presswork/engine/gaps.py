@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _DECIDED = (
     "mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "start", "constraint", "top_k",
-    "top_p",
+    "top_p", "allowed_token_ids", "banned_token_ids",
 )  # fmt: skip
 
 

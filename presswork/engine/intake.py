@@ -1,9 +1,11 @@
 """From a prompt and parameters to a request: every check that can be made before any work."""
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from presswork.config import ModelConfig
@@ -42,9 +44,10 @@ class Intake:
         adapter = self._adapters.find(params.adapter)
         self._check_mode(ids, params, wants_drafts)
         vocab = self._config.vocab_size
-        unknown = [token for token in params.stop_token_ids if token >= vocab]
-        if unknown:
-            raise RequestError(f"stop_token_ids must lie in 0..{vocab - 1}, got {unknown[0]}")
+        for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
+            unknown = [token for token in getattr(params, name) if token >= vocab]
+            if unknown:
+                raise RequestError(f"{name} must lie in 0..{vocab - 1}, got {unknown[0]}")
         unknown = [token for token, _ in params.logit_bias if token >= vocab]
         if unknown:
             raise RequestError(f"logit_bias must name tokens in 0..{vocab - 1}, got {unknown[0]}")
@@ -59,6 +62,7 @@ class Intake:
             wants_drafts=wants_drafts,
             adapter=adapter,
             banned=banned,
+            never=_never(params, ends, vocab),
             start_ids=self._start_ids(params),
             constraint=self._constraint(params, ends, max_tokens),
         )
@@ -134,3 +138,23 @@ def _end_ids(generation_config: Mapping[str, Any], fallback: int) -> frozenset[i
     if found is None:
         return frozenset({fallback})
     return frozenset({found} if isinstance(found, int) else found)
+
+
+def _never(params: SamplingParams, ends: AbstractSet[int], vocab_size: int) -> Tensor:
+    """The token ids that a request rules out everywhere, ascending. Raises RequestError where its pins are among them.
+
+    What ends the text is written all the same where only the tokens of the text are named.
+    """
+    if not params.allowed_token_ids:
+        never = torch.tensor(sorted(set(params.banned_token_ids)), dtype=torch.int64)
+    else:
+        is_ruled_out = torch.ones(vocab_size, dtype=torch.bool)
+        is_ruled_out[list({*params.allowed_token_ids, *ends})] = False
+        is_ruled_out[list(params.banned_token_ids)] = True
+        never = is_ruled_out.nonzero()[:, 0]
+    if len(never) == vocab_size:
+        raise RequestError("allowed_token_ids and banned_token_ids leave no token to write; allow some")
+    pinned = [token for _, token in params.pins if (never == token).any()]
+    if pinned:
+        raise RequestError(f"pins hold token {pinned[0]}, which may not be written; allow it, or leave out the pin")
+    return never

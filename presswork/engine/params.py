@@ -41,6 +41,8 @@ class SamplingParams:
             knows nothing: only those of earlier canvases count.
         frequency_penalty: taken from them as often as they were written.
         logit_bias: a mapping of token ids to what is added to their logits; kept as pairs in order.
+        allowed_token_ids: only these are written, and what ends the text; none given is all.
+        banned_token_ids: these are never written.
         stop: strings that end the text; they are not part of it.
         stop_token_ids: further token ids that end it, beside the checkpoint's end tokens.
         ignore_eos: treat the checkpoint's end tokens as any other.
@@ -76,6 +78,8 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    banned_token_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
@@ -118,7 +122,8 @@ class SamplingParams:
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise RequestError(f"adapter must be the name of a loaded adapter, got {self.adapter!r}")
         object.__setattr__(self, "stop", _strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
+            object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
         object.__setattr__(self, "pins", _pairs(self.pins))
         _check_real("start_noise", self.start_noise, 0.0, 1.0)
         if not isinstance(self.start, str):

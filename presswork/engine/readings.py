@@ -287,7 +287,8 @@ def _edits(requests: Sequence[Request], counts: Sequence[int]) -> LogitEdits | N
         if num_early and request.end_ids:
             banned = torch.tensor(sorted(request.end_ids), dtype=torch.int64)
             row_group += [len(groups)] * num_early
-            groups.append(replace(own or EditGroup(), banned_ids=banned))
+            shared = own or EditGroup()
+            groups.append(replace(shared, banned_ids=torch.cat([shared.banned_ids, banned])))
             count -= num_early
         row_group += [plain] * count
         _ban_at(request, range(len(row_group) - num_rows, len(row_group)), row_group, groups)
@@ -306,9 +307,10 @@ def _own_edits(request: Request) -> EditGroup | None:
         for token, count in Counter(request.output.token_ids[: request.num_before_canvas]).items():
             taken = params.presence_penalty + params.frequency_penalty * count
             bias[token] = bias.get(token, 0.0) - taken
-    if params.repetition_penalty == 1.0 and not bias:
+    if params.repetition_penalty == 1.0 and not bias and not len(request.never):
         return None
     return EditGroup(
+        banned_ids=request.never,
         seen_ids=seen,
         repetition_penalty=params.repetition_penalty,
         bias_ids=torch.tensor(list(bias), dtype=torch.int64),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -53,6 +54,7 @@ class Request:
         wants_drafts: whether Draft events are produced.
         adapter: what it is written with; held until the request ends, also when it is unloaded meanwhile.
         banned: token ids ruled out at single positions of the generated text.
+        never: token ids ruled out everywhere, ascending.
         start_ids: tokens the canvases start from, from the first generated one on.
         constraint: the language the reply is kept to, and how far it is into it; None where it is free.
         pending: tokens whose keys and values are not in the cache yet; what the next causal rows are.
@@ -68,6 +70,7 @@ class Request:
     wants_drafts: bool = False
     adapter: LoadedAdapter = NO_ADAPTER
     banned: Mapping[int, Int[Tensor, "B"]] = field(default_factory=dict)
+    never: Int[Tensor, "B"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     start_ids: Sequence[int] = ()
     constraint: ConstraintState | None = None
     request_id: int = field(default_factory=lambda: next(_ids))

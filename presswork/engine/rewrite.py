@@ -26,6 +26,7 @@ from presswork.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from presswork.engine.engine import Engine
 
+_FEW = 4
 _SCORED_TOKENS = 32  # of what follows the last gap: enough to tell whether the gap leads into it
 _MAX_UTF8 = 4
 
@@ -248,22 +249,30 @@ def _lay_out(
         anchors = None if window.start is None else _anchors(window.start, (*fixed[:-1], last), is_open=is_open)
         if window.start is not None and anchors is None:
             return None
-        shown = _shown(tokenizer, after, last, max(1, known // 4), 0 if anchors is None else anchors[-1])
-        if not is_open or needed + len(tokenizer.encode_plain(shown)) <= total:
+        shown = _shown(tokenizer, after, last, total - needed, max(1, known // 4), anchors[-1] if anchors else 0)
+        if not is_open or shown is not None:
             break
         # What has to be seen behind the last gap would take the gaps' room.
         total += known
-    seen = len(shown.encode()) if is_open else None
+    seen = len(shown.encode()) if is_open and shown is not None else None
     language = Segments((*fixed[:-1], last), gap, shown=seen, anchors=anchors)
     return _Layout(language=language, max_tokens=total, canvas_length=min(known, total))
 
 
-def _shown(tokenizer: Tokenizer, after: Sequence[int], text: str, least: int, anchor: int) -> str:
-    """What the canvases have to show of a text behind the last gap: so many tokens, whole characters, the anchor."""
-    least = min(least, len(after))
-    while not text_of(tokenizer, after[:least], text) and least < len(after):
-        least += 1
-    return max(text_of(tokenizer, after[:least], text), text[:anchor], key=len)
+def _shown(tokenizer: Tokenizer, after: Sequence[int], text: str, room: int, least: int, anchor: int) -> str | None:
+    """What the canvases have to show of a text behind the last gap: what the gaps may not take, and the anchor.
+
+    Whole characters, so many tokens at least; None where they have no room for it. Cut elsewhere than between the
+    tokens it has, a text may take a few more.
+    """
+    for count in dict.fromkeys((*range(room, max(least, room - _FEW), -1), least)):
+        count = min(count, len(after))
+        while not text_of(tokenizer, after[:count], text) and count < len(after):
+            count += 1
+        shown = max(text_of(tokenizer, after[:count], text), text[:anchor], key=len)
+        if len(tokenizer.encode_plain(shown)) <= room:
+            return shown
+    return None
 
 
 def _anchors(start: Sequence[str], fixed: Sequence[str], *, is_open: bool) -> tuple[int, ...] | None:

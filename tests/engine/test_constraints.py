@@ -353,3 +353,15 @@ def spellings(tokenizer, options, length):
                 yield way
             elif len(way) < length:
                 yield from ([*way, EOS_ID, *tail] for tail in tails(length - len(way) - 1))
+
+
+def test_a_language_and_a_set_of_tokens_hold_at_once(engine, tokenizer):
+    ask = dict(constraint=Regex("[ab]{12}"), max_denoising_steps=2, prompt_token_ids=[5])
+    with_a = [i for i, text in enumerate(tokenizer.all_token_bytes) if b"a" in text]
+    with_b = [i for i, text in enumerate(tokenizer.all_token_bytes) if b"b" in text]
+    for mode in ("diffusion", "ar"):
+        assert "a" in engine.generate(**ask, mode=mode).text
+        assert engine.generate(**ask, mode=mode, banned_token_ids=with_a).text == "b" * 12
+        assert engine.generate(**ask, mode=mode, allowed_token_ids=with_b).text.replace("a", "b") == "b" * 12
+        with pytest.raises(GenerationError):
+            engine.generate(**ask, mode=mode, banned_token_ids=with_a + with_b)

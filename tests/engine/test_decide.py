@@ -106,6 +106,16 @@ def test_texts_are_read_as_they_would_be_written(engine):
     assert answer.none == pytest.approx(1 - float(scores.logsumexp(0).exp()), abs=1e-5)
 
 
+def test_texts_are_told_what_their_options_mean(engine):
+    size = {"size": {"type": "score", "instructions": "How large?", "criteria": ["tiny", "middling", "huge"]}}
+    told = "A dog.\n\nHow large?\n\n1: tiny\n2: middling\n3: huge"
+    reply = engine.decide("A dog.", size, style="texts", steps=1)
+    assert reply.num_prompt_tokens == len(engine.encode_prompt(told))
+    bare = {"size": {"type": "choice", "criteria": {"1": None, "2": None, "3": None}}}
+    wanted = engine.decide(told, bare, style="texts", steps=1)
+    assert reply.answers["size"].probabilities == wanted.answers["size"].probabilities
+
+
 def test_calibrated_probabilities_are_divided_by_those_without_a_state(engine):
     plain = engine.decide("A dog.", QUESTIONS, steps=1).answers
     blank = engine.decide("N/A", QUESTIONS, steps=1).answers

@@ -21,7 +21,13 @@ MIXED = [
     dict(ids=prompt_ids(6, 7), max_tokens=20, seed=7, mode="ar", repetition_penalty=1.3, top_p=0.9),
     dict(ids=prompt_ids(19, 8), max_tokens=12, seed=8, canvas_length=5, temperature=0.0),
     dict(
-        ids=prompt_ids(8, 9), max_tokens=24, seed=9, presence_penalty=1.5, frequency_penalty=0.5, logit_bias={3: -2.0}
+        ids=prompt_ids(8, 9),
+        max_tokens=24,
+        seed=9,
+        presence_penalty=1.5,
+        frequency_penalty=0.5,
+        logit_bias={3: -2.0},
+        banned_token_ids=(4, 3),
     ),
 ]
 
@@ -160,6 +166,33 @@ def test_biases_rule_tokens_in_and_out(engine, mode):
     assert engine.generate(**ask, logit_bias={5: 1000.0}).token_ids == [5] * 20
     plain = engine.generate(**ask).token_ids
     assert set(plain) & set(engine.generate(**ask, logit_bias=dict.fromkeys(set(plain), -1000.0)).token_ids) == set()
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+def test_only_tokens_that_may_be_written_are(engine, mode):
+    ask = dict(prompt_token_ids=prompt_ids(5, 1), max_tokens=20, mode=mode)
+    for sampling in ({}, {"top_k": 5}, {"repetition_penalty": 1.5}, {"min_tokens": 20}):
+        written = engine.generate(**ask, **sampling, allowed_token_ids=[5, 9, 20]).token_ids
+        assert written and set(written) <= {5, 9, 20, *engine.end_ids}
+        assert set(engine.generate(**ask, **sampling, allowed_token_ids=[5, 9], banned_token_ids=[9]).token_ids) <= {
+            5, *engine.end_ids,
+        }  # fmt: skip
+    plain = engine.generate(**ask, ignore_eos=True).token_ids
+    others = engine.generate(**ask, ignore_eos=True, banned_token_ids=sorted(set(plain))).token_ids
+    assert not set(plain) & set(others)
+
+
+def test_token_sets_that_leave_nothing_are_refused(engine):
+    ask, vocab = dict(prompt_token_ids=[3], max_tokens=4), engine.model.config.vocab_size
+    for params, message in (
+        ({"banned_token_ids": range(vocab)}, "leave no token to write; allow some"),
+        ({"allowed_token_ids": [vocab]}, f"allowed_token_ids must lie in 0..{vocab - 1}, got {vocab}"),
+        ({"banned_token_ids": "abc"}, "banned_token_ids must be a list of token ids"),
+        ({"banned_token_ids": [7], "pins": {2: 7}}, "pins hold token 7, which may not be written"),
+        ({"allowed_token_ids": [8], "pins": {2: 7}}, "pins hold token 7, which may not be written"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            engine.generate(**ask, **params)
 
 
 @pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])

@@ -35,10 +35,22 @@ def test_what_stands_around_the_gaps_comes_back(engine, seed):
     fixed = [SOURCE[a:b] for a, b in zip([0, *places], [*places, len(SOURCE)], strict=True)]
     if seed % 4 == 0:
         fixed[-1] = fixed[-1] * 10  # far more than a canvas holds
-    reply = fill(engine, fixed, seed=seed, max_tokens=rng.choice([None, 3, 60]))
+    most = rng.choice([None, 3, 60])
+    reply = fill(engine, fixed, seed=seed, max_tokens=most)
     assert reply.fixed == tuple(fixed) and len(reply.texts) == len(fixed) - 1
     assert reply.completed == fixed[0] + "".join(a + b for a, b in zip(reply.texts, fixed[1:], strict=True))
     assert [one.score for one in reply.candidates] == sorted((one.score for one in reply.candidates), reverse=True)
+
+
+@pytest.mark.parametrize("most", [1, 3, 20])
+@pytest.mark.parametrize("behind", [1, 10])
+def test_gaps_take_no_more_tokens_than_they_may(engine, most, behind):
+    """Whether the canvases reach the end of what stands behind, or show a part of it."""
+    for seed in range(4):
+        reply = fill(engine, [SOURCE[:30], SOURCE[30:] * behind], seed=seed, max_tokens=most)
+        for one in reply.candidates:
+            # Written by itself a gap may need a token more than where its end shares one with what follows.
+            assert len(engine.tokenizer.encode_plain(one.texts[0])) <= most + 1
 
 
 def test_gaps_are_kept_to_what_they_may_hold(engine):
