@@ -178,6 +178,14 @@ def _text_sheets(engine: "Engine", tokenizer: Tokenizer, state: str, asked: Mapp
         yield _Sheet(prompt=_prompt(engine, text), tokens=_ended(engine, padded[0]), asked=[one])
 
 
+def takes_letters(tokenizer: Tokenizer | None) -> bool:
+    """Whether questions can be answered by letters."""
+    try:
+        return tokenizer is not None and bool(_letter_tokens(tokenizer))
+    except UnsupportedError:
+        return False
+
+
 def _letter_tokens(tokenizer: Tokenizer) -> list[int]:
     """The token of each letter behind a colon: with a space before it where there are such tokens."""
     for space in (" ", ""):

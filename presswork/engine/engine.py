@@ -372,6 +372,12 @@ class Engine:
     def num_waiting(self) -> int:
         return len(self._scheduler.waiting)
 
+    @property
+    def num_cache_bytes(self) -> int:
+        """Bytes of keys and values that running requests hold, those they share counted once."""
+        caches = [request.cache for request in list(self._scheduler.running)]
+        return sum({k: v for cache in caches if cache is not None for k, v in cache.buffers().items()}.values())
+
     # Adapters
 
     @property

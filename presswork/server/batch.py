@@ -58,32 +58,67 @@ def read_batch(file: Path) -> list[BatchLine]:
 
 
 def answered(file: Path) -> set[str]:
-    """The custom_ids that a file of answers holds for good; cuts off a last line that broke. Mutates the file.
+    """The custom_ids that a file of answers holds for good. Mutates the file.
 
-    What failed for reasons of the server's (a full queue, a model that could not be loaded) is asked again.
+    A last line that broke is cut off. What failed for reasons of the server's (a full queue, a model that could not be
+    loaded) is asked again, and taken out.
 
     Raises: DataError where it holds something else.
     """
     if not file.exists():
         return set()
+    _put_in_place(file)
     data = file.read_bytes()
     whole, last = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
-    found = set()
-    for number, line in enumerate(whole.splitlines(), start=1):
+    found, kept = set(), []
+    for number, line in enumerate(whole.splitlines(keepends=True), start=1):
         answer = _answer_of(line)
         if answer is None:
             raise DataError(f"{file}, line {number}: not an answer of a batch; give another file")
         if _is_final(answer):
             found.add(answer["custom_id"])
+            kept.append(line)
     if last and _answer_of(last) is not None:
         with file.open("ab") as opened:
             opened.write(b"\n")
         return answered(file)
     if last and not last.startswith(_BEGINNING[: len(last)]):
         raise DataError(f"{file} ends in something else than an answer of a batch; give another file")
-    if last:
-        os.truncate(file, len(whole))
+    if last or len(kept) < len(whole.splitlines()):
+        _rewrite(file, b"".join(kept))
     return found
+
+
+def _rewrite(file: Path, data: bytes) -> None:
+    """Give a file other contents, all or none of them wherever this breaks off; who has it open keeps it."""
+    partial, staged = _beside(file, "partial"), _beside(file, "kept")
+    try:
+        with partial.open("wb") as opened:
+            opened.write(data)
+            os.fsync(opened.fileno())
+        partial.replace(staged)
+    except OSError as error:
+        raise DataError(f"{partial} cannot be written: {error}; give another file") from error
+    _put_in_place(file)
+
+
+def _put_in_place(file: Path) -> None:
+    """Do what a rewrite that broke off left to do."""
+    staged = _beside(file, "kept")
+    if not staged.exists():
+        return
+    try:
+        with file.open("r+b") as opened:
+            opened.write(staged.read_bytes())
+            opened.truncate()
+            os.fsync(opened.fileno())
+        staged.unlink()
+    except OSError as error:
+        raise DataError(f"{file} cannot be written: {error}; give another file") from error
+
+
+def _beside(file: Path, kind: str) -> Path:
+    return file.with_name(f"{file.name}.{kind}")
 
 
 @contextmanager

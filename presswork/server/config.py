@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from presswork.config import require
 from presswork.engine.engine import EngineConfig
 
+DRAIN_S = 30
+"""Seconds that running requests get when a server is told to stop."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:

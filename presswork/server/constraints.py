@@ -62,17 +62,16 @@ def of_tool_choice(
     """
     if choice in (None, "auto", "none"):
         return None
-    most = _MAX_PARALLEL_CALLS if is_parallel else 1
     if not tools:
         raise RequestError(f"tool_choice is {choice!r}, and there are no tools; give some")
     if choice == "required":
-        return ToolCalls(_usable(tools), max_calls=most)
+        return ToolCalls(_usable(tools), max_calls=_MAX_PARALLEL_CALLS if is_parallel else 1)
     name = _named(choice)
     if name is None:
         raise RequestError(f"tool_choice must be auto, none, required or name a function, got {str(choice)[:80]!r}")
-    return ToolCalls(
-        _usable([tool for tool in tools if _tool_name(tool) == name] or tools), names=[name], max_calls=most
-    )
+    # OpenAI's meaning of a named function: exactly one call of it.
+    named = [tool for tool in tools if _tool_name(tool) == name]
+    return ToolCalls(_usable(named or tools), names=[name], max_calls=1)
 
 
 def only_one(languages: Mapping[str, TextLanguage | None]) -> TextLanguage | None:

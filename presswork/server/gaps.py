@@ -4,11 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from presswork.engine.borders import last_tokens
+from presswork.engine.engine import Engine
 from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
 from presswork.server.registry import Lease
 from presswork.server.wire import bounded
+from presswork.text.tokenizer import with_token_texts
 
+_FEW = 8  # tokens that a text may have more where it is cut
 _END_OF_TEXT = "<|endoftext|>"  # what some clients send for an empty suffix
 
 
@@ -19,6 +23,7 @@ class Gap:
     Args:
         stop: strings that end it; what would follow them is left out.
         indent: spaces that its lines begin with at least; one with fewer ends it.
+        may_cut: of a prefix that does not fit the context the beginning is left out.
         params: of Engine.fill_gaps.
     """
 
@@ -27,18 +32,23 @@ class Gap:
     max_tokens: int
     stop: Sequence[str] = ()
     indent: int = 0
+    may_cut: bool = False
     language: TextLanguage | None = None
     params: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """Texts for a gap, best first; usage counts the first as many as were asked for."""
+    """Texts for a gap, best first; usage counts the first as many as were asked for.
+
+    Args: is_cut: the prefix did not fit, and its beginning was left out.
+    """
 
     texts: list[str]
     reasons: list[str]
     prompt_tokens: int
     completion_tokens: int
+    is_cut: bool = False
 
     def usage(self) -> dict[str, int]:
         """As OpenAI counts."""
@@ -77,8 +87,9 @@ def _fill(lease: Lease, gap: Gap, num: int) -> Filled:
     params = dict(gap.params)
     if num > 1:
         params["num_candidates"] = max(num, params.get("num_candidates", num))
+    prefix = fitting(lease.model, gap.prefix, gap.max_tokens) if gap.may_cut else gap.prefix
     reply = lease.model.fill_gaps(
-        [gap.prefix, gap.suffix], max_tokens=gap.max_tokens, gap=gap.language, adapter=lease.adapter, **params
+        [prefix, gap.suffix], max_tokens=gap.max_tokens, gap=gap.language, adapter=lease.adapter, **params
     )
     tokenizer = lease.model.tokenizer
     assert tokenizer is not None
@@ -90,8 +101,21 @@ def _fill(lease: Lease, gap: Gap, num: int) -> Filled:
         num_tokens += size
         texts.append(text)
         reasons.append("stop" if text != whole or size < gap.max_tokens else "length")
-    prompt = len(tokenizer.encode_plain(gap.prefix + gap.suffix))
-    return Filled(texts, reasons, prompt, num_tokens)
+    prompt = len(tokenizer.encode_plain(prefix + gap.suffix))
+    return Filled(texts, reasons, prompt, num_tokens, is_cut=prefix != gap.prefix)
+
+
+def fitting(engine: Engine, text: str, num_tokens: int) -> str:
+    """As much of a text's end as leaves room for the canvases of so many tokens behind it.
+
+    Editors send all they have that may matter, and look at the beginning last.
+    """
+    tokenizer = with_token_texts(engine.tokenizer, "gaps need", engine.name)
+    canvas = engine.model.config.canvas_length
+    # A gap's canvases show what follows it, in one canvas more at most, and what they share with the prefix.
+    num_canvases = 2 + (num_tokens + canvas // 4) // canvas
+    room = engine.max_context - num_canvases * canvas - _FEW
+    return last_tokens(tokenizer, text, room) if room > 0 else text
 
 
 def _cut(text: str, gap: Gap) -> str:

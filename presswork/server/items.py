@@ -74,13 +74,16 @@ def _joined(namespace: Any, name: str) -> str:
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(tool.get("name"), str):
         raise RequestError(f"a tool needs a name, got {str(tool)[:80]!r}")
-    return declaration(tool["name"], tool.get("description"), tool.get("parameters"))
+    return declaration(tool["name"], tool.get("description"), tool.get("parameters"), tool.get("strict"))
 
 
 # What was said or done elsewhere, and is no part of a prompt.
 _SKIPPED = (
     "web_search_call", "file_search_call", "computer_call", "computer_call_output", "image_generation_call",
     "code_interpreter_call", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "mcp_call",
+    "local_shell_call", "local_shell_call_output", "shell_call", "shell_call_output", "apply_patch_call",
+    "apply_patch_call_output", "tool_search_call", "tool_search_output", "additional_tools", "program",
+    "program_output",
 )  # fmt: skip
 _CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
 _OUTPUTS = ("function_call_output", "custom_tool_call_output")

@@ -33,11 +33,17 @@ class Metrics:
                               registry=self.registry)  # fmt: skip
         self.running = Gauge("presswork_running", "Requests that share passes.", ("model",), registry=self.registry)
         self.waiting = Gauge("presswork_waiting", "Requests in the queue.", ("model",), registry=self.registry)
+        self.waiting_edits = Gauge(
+            "presswork_waiting_edits", "Gaps, edits and decisions in the queue.", registry=self.registry
+        )
         self.loaded_bytes = Gauge("presswork_model_bytes", "Weights in memory.", ("model",), registry=self.registry)
         self.prefix_bytes = Gauge(
             "presswork_prefix_bytes", "Keys and values kept for prompts that begin alike.", ("model",),
             registry=self.registry,
         )  # fmt: skip
+        self.cache_bytes = Gauge(
+            "presswork_cache_bytes", "Keys and values of running requests.", ("model",), registry=self.registry
+        )
         ProcessCollector(registry=self.registry)  # memory, processor time and open files of the server
 
     def count(self, model: str, reply: Reply) -> None:
@@ -50,6 +56,11 @@ class Metrics:
             self.steps.labels(model).observe(stats.steps_per_canvas)
         if stats.first_text_s is not None:
             self.first_text.labels(model).observe(stats.first_text_s)
+
+    def count_tokens(self, model: str, prompt: int, completion: int) -> None:
+        """Take in a gap, an edit or a decision, which is several replies. Mutates self."""
+        self.tokens.labels(model, "prompt").inc(prompt)
+        self.tokens.labels(model, "completion").inc(completion)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -14,7 +14,7 @@ from presswork.engine.abandon import abandonable
 from presswork.engine.aio import AsyncEngine
 from presswork.engine.engine import Engine
 from presswork.engine.loader import as_dtype, load
-from presswork.errors import EngineClosedError, ModelNotFoundError, PressworkError
+from presswork.errors import EngineClosedError, ModelNotFoundError, PressworkError, QueueFullError
 from presswork.server.config import ServerConfig
 from presswork.server.errors import HttpError
 from presswork.weights.config_files import read_config
@@ -71,7 +71,7 @@ class Lease:
     engine: AsyncEngine
     adapter: str | None
     readers: ThreadPoolExecutor
-    workers: ThreadPoolExecutor
+    workers: "Workers"
 
     @property
     def model(self) -> Engine:
@@ -83,7 +83,10 @@ class Lease:
         return await asyncio.get_running_loop().run_in_executor(self.readers, lambda: function(*arguments))
 
     async def run(self, function: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
-        """Call something that takes passes of its own in a thread; if the caller is cancelled it ends at its next."""
+        """Call something that takes passes of its own in a thread; if the caller is cancelled it ends at its next.
+
+        Raises: QueueFullError where too many wait for a thread, and what the function raises.
+        """
         abandoned = threading.Event()
 
         def call() -> _T:
@@ -91,10 +94,46 @@ class Lease:
                 return function(*arguments, **named)
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.workers, call)
+            return await self.workers.run(call)
         except asyncio.CancelledError:
             abandoned.set()
             raise
+
+
+class Workers:
+    """Threads for work that takes passes of its own, and a bounded queue before them.
+
+    Args: num_waiting: calls that no thread has taken yet.
+    """
+
+    def __init__(self, num: int, most_waiting: int):
+        self._threads, self._num, self._most_waiting = ThreadPoolExecutor(num, "presswork-work"), num, most_waiting
+        self._num_calls = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return max(0, self._num_calls - self._num)
+
+    async def run(self, call: Callable[[], _T]) -> _T:
+        """Raises QueueFullError, and what the call raises."""
+        if self.num_waiting >= self._most_waiting:
+            raise QueueFullError(
+                f"the queue is full: {self.num_waiting} requests wait and max_waiting is {self._most_waiting}; "
+                "try again later"
+            )
+        running = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        self._num_calls += 1
+        # A caller that is gone leaves its thread running to the next pass.
+        running.add_done_callback(self._ended)
+        return await asyncio.shield(running)
+
+    def shutdown(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _ended(self, future: "asyncio.Future[Any]") -> None:
+        self._num_calls -= 1
+        if not future.cancelled():
+            future.exception()
 
 
 class ModelRegistry:
@@ -109,7 +148,7 @@ class ModelRegistry:
         self._is_closing = False  # seen by the thread that reads weights, which cannot be cancelled
         self._room = asyncio.Lock()  # one model at a time makes room and reads its weights
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="presswork-read")
-        self._workers = ThreadPoolExecutor(config.engine.max_running, thread_name_prefix="presswork-work")
+        self.workers = Workers(config.engine.max_running, config.engine.max_waiting)
 
     @property
     def models(self) -> list[ServedModel]:
@@ -149,7 +188,7 @@ class ModelRegistry:
         try:
             while model.engine is None:
                 await self._loaded(model)
-            yield Lease(model.name, model.engine, adapter, self._readers, self._workers)
+            yield Lease(model.name, model.engine, adapter, self._readers, self.workers)
         finally:
             model.num_users -= 1
             model.last_used = time.monotonic()
@@ -172,7 +211,7 @@ class ModelRegistry:
                 model.loading.cancel()
             await self._unload(model)
         self._readers.shutdown(wait=False, cancel_futures=True)
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        self.workers.shutdown()
 
     async def _loaded(self, model: ServedModel) -> None:
         """Wait for a load, which goes on where the one that asked for it is gone: the next one needs it too."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from presswork.config import require
 from presswork.errors import ConfigError
-from presswork.server.config import ServerConfig
+from presswork.server.config import DRAIN_S, ServerConfig
 from presswork.settings import keep_ray_quiet
 
 _NAME = "presswork"
@@ -78,6 +78,8 @@ def run_replicas(config: ServerConfig, replicas: ReplicaConfig, *, host: str, po
 
 def _deployment(serve: Any, config: ServerConfig, replicas: ReplicaConfig) -> Any:
     num_cpus, in_flight = replicas.num_cpus, config.engine.max_running + config.engine.max_waiting
+    # A replica refuses what it has no room for itself, with 429; the balancer queues no more than that again.
+    bounds = {"max_ongoing_requests": 2 * in_flight, "max_queued_requests": in_flight}
 
     def build() -> Any:
         """One replica's application; runs in its own process."""
@@ -100,8 +102,9 @@ def _deployment(serve: Any, config: ServerConfig, replicas: ReplicaConfig) -> An
             }
         }
     return serve.deployment(
-        serve.ingress(build)(), name=_NAME, ray_actor_options=actor, max_ongoing_requests=in_flight, **scale
-    )
+        serve.ingress(build)(), name=_NAME, ray_actor_options=actor, graceful_shutdown_timeout_s=DRAIN_S, **bounds,
+        **scale,
+    )  # fmt: skip
 
 
 def _until_told_to_stop() -> None:

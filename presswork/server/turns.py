@@ -105,12 +105,13 @@ def _named_part(part: Any) -> Any:
     return {"type": "text", "text": f"[{kind[:40]} left out: this model reads text]"}
 
 
-def declaration(name: str, description: Any, parameters: Any) -> dict[str, Any]:
-    """A tool as templates read it."""
+def declaration(name: str, description: Any, parameters: Any, strict: Any = None) -> dict[str, Any]:
+    """A tool as templates read it; `strict` asks that calls are kept to the parameters, or the request refused."""
     function = {
         "name": name,
         "description": description or "",
         "parameters": parameters or {"type": "object", "properties": {}},
+        **({"strict": True} if strict is True else {}),
     }
     return {"type": "function", "function": function}
 

@@ -98,6 +98,14 @@ def or_none(number: int | None) -> int | None:
     return None if number == -1 else number
 
 
+def gap_tokens(given: int | None, default: int) -> int:
+    """Most tokens of a gap. Raises RequestError: nothing cannot be written between two texts."""
+    number = or_none(given)
+    if number == 0:
+        raise RequestError("max_tokens must be at least 1 for a gap, got 0")
+    return default if number is None else number
+
+
 def biases(given: Mapping[str, float] | None) -> dict[int, float] | None:
     """OpenAI's logit_bias, whose keys are token ids in text. Raises RequestError."""
     if not given:

@@ -77,7 +77,13 @@ def test_what_failed_for_the_servers_reasons_is_asked_again(tmp_path):
     out.write_text(
         "".join(json.dumps({"custom_id": n, "response": {"status_code": s}}) + "\n" for n, s in answers.items())
     )
-    assert answered(out) == {"a", "b"}
+    assert answered(out) == {"a", "b"} and list(read(out)) == ["a", "b"]
+    # Where putting it in place broke off, the next run does it.
+    whole = out.read_bytes()
+    (tmp_path / "out.jsonl.kept").write_bytes(whole)
+    out.write_bytes(whole[:20] + b"x" * 500)
+    assert answered(out) == {"a", "b"} and out.read_bytes() == whole
+    assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl"]
 
 
 def test_two_runs_do_not_write_to_one_file(tmp_path):

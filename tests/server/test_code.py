@@ -1,13 +1,17 @@
 """What editors send is answered as they expect: fill in the middle, next edit, apply."""
 
+import asyncio
 import json
+import threading
 import time
 
 import httpx
 import pytest
 
-from presswork.errors import RequestError
-from presswork.server.gaps import Gap, _cut
+from presswork.engine.loader import load
+from presswork.errors import QueueFullError, RequestError
+from presswork.server.gaps import Gap, _cut, fitting
+from presswork.server.registry import Workers
 from presswork.server.tagged import Sketch, read_next_edit, read_sketch
 
 NEXT_EDIT = """<|recently_viewed_code_snippets|>
@@ -70,6 +74,65 @@ def test_a_llama_vim_infill_has_the_fields_it_reads(served):
     assert all(isinstance(told[name], (int, float)) for name in VIM_FIGURES)
     warmed = post(served, "/infill", {**body, "n_predict": 0, "response_fields": None}).json()
     assert warmed["content"] == "" and warmed["stop"] is True
+
+
+def test_of_context_that_does_not_fit_the_end_is_read(served):
+    """llama.vim sends up to a thousand lines of other files, and warms the server up with them."""
+    extra = [{"filename": f"{i}.py", "text": f"x = {i}\n" * 40} for i in range(16)]
+    body = {"input_prefix": "def add(a, b):\n", "input_suffix": "\n    return total\n", "n_predict": 6, "seed": 1}
+    whole = post(served, "/infill", {**body, "input_extra": extra}).json()
+    assert whole["truncated"] is True and 300 < whole["tokens_evaluated"] <= 512
+    warmed = post(served, "/infill", {**body, "input_extra": extra, "n_predict": 0}).json()
+    assert warmed["truncated"] is True and 0 < warmed["tokens_evaluated"] <= 512
+    content = NEXT_EDIT.replace("x = 1", "x = 1\n" * 2000)
+    told = post(served, "/v1/edit/completions", {"messages": [{"role": "user", "content": content}]})
+    assert told.status_code == 200 and told.json()["choices"][0]["message"]["content"].startswith("```\n")
+
+
+def test_the_end_of_a_text_is_cut_between_characters(folder):
+    engine = load(folder)
+    text = "größe = 1\n" * 300
+    for num_tokens in (1, 20, 100):
+        end = fitting(engine, text, num_tokens)
+        assert text.endswith(end) and 0 < len(end) < len(text)
+        engine.fill_gaps([end, "x" * 400], max_tokens=num_tokens, max_denoising_steps=1, num_candidates=1)
+    assert fitting(engine, "short", 4) == "short"
+
+
+def test_gaps_and_decisions_are_in_the_servers_figures(served):
+    def figure(name):
+        text = httpx.get(f"{served.url}/metrics").text
+        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+    prompt, written = 'presswork_tokens_total{kind="prompt",model="tiny"}', 'presswork_tokens_total{kind="completion"'
+    asks = [
+        ("/infill", {"input_prefix": "def add(a, b):\n", "input_suffix": "\n", "n_predict": 6}),
+        ("/v1/fim/completions", {"prompt": "def add(", "suffix": "):", "max_tokens": 4}),
+        ("/v1/completions", {"prompt": "def add(", "suffix": "):", "max_tokens": 4}),
+        ("/v1/systemone", {"state": "a", "questions": {"b": {"type": "noul"}}}),
+    ]
+    for path, body in asks:
+        before = figure(prompt), figure(written)
+        assert post(served, path, body).status_code == 200
+        assert figure(prompt) > before[0] and figure(written) >= before[1]
+    assert figure("presswork_cache_bytes") == 0 and figure("presswork_waiting_edits") == 0
+
+
+def test_work_that_waits_for_a_thread_is_bounded():
+    async def crowd():
+        workers, gate = Workers(1, 2), threading.Event()
+        calls = [asyncio.ensure_future(workers.run(gate.wait)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert workers.num_waiting == 2
+        with pytest.raises(QueueFullError, match="2 requests wait and max_waiting is 2; try again later"):
+            await workers.run(gate.wait)
+        gate.set()
+        assert await asyncio.gather(*calls) == [True] * 3
+        await asyncio.sleep(0)
+        assert workers.num_waiting == 0 and await workers.run(lambda: 5) == 5
+        workers.shutdown()
+
+    asyncio.run(crowd())
 
 
 def test_a_llama_vscode_infill_gets_as_many_texts_as_it_asks_for(served):
@@ -179,6 +242,11 @@ def test_a_message_that_lacks_a_block_is_400_and_named(served):
         ("/v1/fim/completions", {"prompt": ""}, "nothing around the gap"),
         ("/v1/fim/completions", {"prompt": "a", "min_tokens": 5}, "min_tokens is not supported"),
         ("/v1/fim/completions", {"prompt": "a", "temprature": 1}, "temprature"),
+        ("/v1/fim/completions", {"prompt": "a", "max_tokens": 0}, "max_tokens must be at least 1 for a gap"),
+        ("/v1/fim/completions", {"prompt": "a", "seed": 1, "random_seed": 2}, "seed is 1 and random_seed 2"),
+        ("/v1/completions", {"prompt": "a", "suffix": "b", "max_tokens": 0}, "max_tokens must be at least 1 for a gap"),
+        ("/v1/completions", {"prompt": "a", "suffix": "b", "logprobs": 0}, "logprobs cannot be kept together"),
+        ("/v1/completions", {"prompt": "a", "suffix": "b", "best_of": 3}, "best_of must be n"),
         ("/infill", {"input_prefix": "a", "input_extra": [{"filename": 3}]}, "input_extra[0]"),
         ("/v1/edit/completions", {"messages": []}, "exactly one message"),
         ("/v1/edit/completions", {"messages": [{"role": "system", "content": "x"}]}, "exactly one message"),

@@ -77,6 +77,9 @@ def test_items_are_turns():
         {"type": "function_call", "call_id": "c2", "name": "look", "arguments": '{"at": "y"}'},
         {"type": "function_call_output", "call_id": "c1", "output": "seen"},
         {"type": "web_search_call", "id": "w"},
+        {"type": "local_shell_call", "call_id": "s", "action": {}, "status": "completed"},
+        {"type": "local_shell_call_output", "id": "s", "output": "done"},
+        {"type": "apply_patch_call", "call_id": "p"},
     ]
     turns = turns_of(given)
     assert [turn["role"] for turn in turns] == ["developer", "user", "assistant", "tool"]

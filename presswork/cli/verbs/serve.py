@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-_DRAIN_S = 30
 
 _Models = Annotated[
     list[str] | None,
@@ -111,12 +110,13 @@ def _serve_here(config: "ServerConfig", host: str, port: int) -> None:
     import uvicorn
 
     from presswork.server.app import create_app
+    from presswork.server.config import DRAIN_S
 
     listener = _listener(host, port)
     _say(config, host, listener.getsockname()[1], "")
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(config), log_config=None, access_log=False, timeout_graceful_shutdown=_DRAIN_S, lifespan="on"
+            create_app(config), log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S, lifespan="on"
         )
     )
     server.run(sockets=[listener])

@@ -250,7 +250,7 @@ def _tool(tool: Mapping[str, Any], number: int) -> dict[str, Any]:
     if tool.get("type") not in (None, "custom") or not isinstance(tool.get("name"), str):
         shown = str(tool.get("type") or tool)[:60]
         raise RequestError(f"tools[{number}]: {shown!r} is not served here; give functions, with name and input_schema")
-    return declaration(tool["name"], tool.get("description"), tool.get("input_schema"))
+    return declaration(tool["name"], tool.get("description"), tool.get("input_schema"), tool.get("strict"))
 
 
 def _check_context_management(given: Mapping[str, Any] | None) -> None:

@@ -170,6 +170,8 @@ def read_chat(body: ChatRequest, lease: Lease) -> ChatAsk:
     """Check a body against a model. Raises RequestError."""
     num = checked_choices(body.n)
     options = body.stream_options or StreamOptions()
+    if body.response_fields and body.stream:
+        raise RequestError("response_fields pick from a whole answer; leave them out of a stream")
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options are for streams; leave them out, or set stream")
     if body.n_predict == 0 and body.stream:

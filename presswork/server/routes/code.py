@@ -14,14 +14,14 @@ from presswork.engine.edit import EditReply
 from presswork.engine.engine import Engine
 from presswork.errors import RequestError
 from presswork.server.errors import HttpError
-from presswork.server.gaps import Filled, Gap, fill_gap, stops_of, suffix_of, until_stop
+from presswork.server.gaps import Filled, Gap, fill_gap, fitting, stops_of, suffix_of, until_stop
 from presswork.server.generation import warm
 from presswork.server.registry import Lease
 from presswork.server.routes.chat import checked_choices
 from presswork.server.routes.common import new_id, now, server_of, streamed, whole
 from presswork.server.sse import DONE, event, readable
 from presswork.server.tagged import NextEdit, Sketch, read_next_edit, read_sketch
-from presswork.server.wire import Listed, Wire, bounded, or_none, refuse
+from presswork.server.wire import Listed, Wire, bounded, gap_tokens, or_none, refuse
 
 router = APIRouter()
 
@@ -114,6 +114,8 @@ class ApplyRequest(Wire):
 async def fim(request: Request, body: FimRequest) -> Response:
     """Write the middle of a text; the answer is chat-shaped, and has the text where completions have it too."""
     refuse(body, {"min_tokens": (0,)})
+    if None not in (body.seed, body.random_seed) and body.seed != body.random_seed:
+        raise RequestError(f"seed is {body.seed} and random_seed {body.random_seed}; give one of them")
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
@@ -124,9 +126,10 @@ async def fim(request: Request, body: FimRequest) -> Response:
             )  # fmt: skip
             gap = Gap(
                 prefix=body.prompt, suffix=suffix_of(body.suffix), stop=stops_of(body.stop), params=params,
-                max_tokens=or_none(body.max_tokens) or _FIM_TOKENS,
+                max_tokens=gap_tokens(body.max_tokens, _FIM_TOKENS),
             )  # fmt: skip
             found = await fill_gap(lease, gap)
+            server_of(request).metrics.count_tokens(lease.name, found.prompt_tokens, found.completion_tokens)
             return _chat(body.model or lease.name, found.texts[0], found.reasons[0], found.usage())
 
     if body.stream:
@@ -149,13 +152,16 @@ async def infill(request: Request, body: InfillRequest) -> Response:
             if num:
                 gap = Gap(
                     prefix=prefix, suffix=body.input_suffix, max_tokens=num, stop=stops_of(body.stop),
-                    indent=body.n_indent or 0, params=params,
+                    indent=body.n_indent or 0, may_cut=True, params=params,
                 )  # fmt: skip
                 found = await fill_gap(lease, gap, num_wanted)
             else:
-                ids = await lease.read(lambda: lease.model.encode_prompt(prefix, raw=True))
+                # As the next gap will be, so that it finds what is computed here.
+                text = await lease.read(fitting, lease.model, prefix, _INFILL_TOKENS)
+                ids = await lease.read(lambda: lease.model.encode_prompt(text, raw=True))
                 await warm(lease, ids)
-                found = Filled([""], ["stop"], len(ids), 0)
+                found = Filled([""], ["stop"], len(ids), 0, is_cut=text != prefix)
+            server_of(request).metrics.count_tokens(lease.name, found.prompt_tokens, found.completion_tokens)
             took_ms = 1000 * (time.perf_counter() - started)
             return [_infilled(body, lease, found, number, took_ms) for number in range(len(found.texts))]
 
@@ -179,7 +185,7 @@ def _infilled(body: InfillRequest, lease: Lease, found: Filled, number: int, too
         "content": found.texts[number],
         "stop": True,
         "stop_type": "eos" if found.reasons[number] == "stop" else "limit",
-        "truncated": False,
+        "truncated": found.is_cut,
         "model": body.model or lease.name,
         "tokens_predicted": found.completion_tokens,
         "tokens_evaluated": found.prompt_tokens,
@@ -243,6 +249,7 @@ async def _edited(
             text = await lease.run(edit, lease, params)
             text = await lease.read(until_stop, text, stops)
             usage = await lease.read(_usage, lease.model, _only_message(body), text)
+            server_of(request).metrics.count_tokens(lease.name, usage["prompt_tokens"], usage["completion_tokens"])
             return _chat(body.model or lease.name, shown_as.format(text), "stop", usage)
 
     if body.stream:
@@ -271,6 +278,7 @@ async def apply(request: Request, body: ApplyRequest) -> dict[str, Any]:
             sketch = Sketch(body.initialCode, body.editSnippet)
             reply = await lease.run(_worked_in, lease, sketch, body.instruction, params)
             usage = await lease.read(_usage, lease.model, body.initialCode + body.editSnippet, reply.text)
+            server_of(request).metrics.count_tokens(lease.name, usage["prompt_tokens"], usage["completion_tokens"])
             return {"mergedCode": reply.text, "usage": usage}
 
     return await whole(request, answer())
@@ -310,11 +318,13 @@ def _worked_in(lease: Lease, sketch: Sketch, instruction: str | None, params: Ma
 
 def _edited_region(lease: Lease, asked: NextEdit, params: Mapping[str, Any]) -> str:
     """The region as it should be next; what was looked at and changed lately stands before the file."""
-    head = f"{asked.context}\n\n" if asked.context else ""
-    text = head + asked.before + asked.region + asked.after
-    start = len(head) + len(asked.before)
     if not asked.region:
         return asked.region
+    head = f"{asked.context}\n\n" if asked.context else ""
+    # A region may grow by half and a few tokens more.
+    before = fitting(lease.model, head + asked.before, 16 + 2 * len(lease.model.encode_prompt(asked.region, raw=True)))
+    text = before + asked.region + asked.after
+    start = len(before)
     reply = lease.model.edit(text, spans=[(start, start + len(asked.region))], adapter=lease.adapter, **params)
     return reply.spans[0].new
 

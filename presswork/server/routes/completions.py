@@ -19,7 +19,7 @@ from presswork.server.registry import Lease
 from presswork.server.routes.chat import StreamOptions, checked_choices, finish_reason
 from presswork.server.routes.common import counted, new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
-from presswork.server.wire import CanvasFields, Listed, biases, bounded, or_none, own_fields, sampling
+from presswork.server.wire import CanvasFields, Listed, biases, bounded, gap_tokens, or_none, own_fields, sampling
 from presswork.text.parts import Piece
 from presswork.text.tokenizer import Tokenizer
 
@@ -82,7 +82,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     async def answer() -> Response:
         async with server.registry.use(body.model) as lease:
             if suffix_of(body.suffix):
-                return JSONResponse(await filled(body, lease))
+                return JSONResponse(await filled(request, body, lease))
             asked = await lease.read(_read, body, lease)
             listed = await _echoed_logprobs(asked, lease)
             if asked.is_only_echo:
@@ -94,9 +94,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
 
 def _read(body: CompletionRequest, lease: Lease) -> CompletionAsk:
     """Check a body against a model. Raises RequestError."""
-    num = checked_choices(body.n)
-    if body.best_of not in (None, num):
-        raise RequestError(f"best_of must be n, which is {num}, or left out, got {body.best_of}")
+    num = _num_choices(body)
     if body.logprobs is not None and lease.model.tokenizer is None:
         raise RequestError(f"model {lease.name!r} has no tokenizer to name tokens with; leave out logprobs")
     prompts = _prompts(body.prompt, lease.model)
@@ -120,6 +118,14 @@ def _read(body: CompletionRequest, lease: Lease) -> CompletionAsk:
         model=body.model or lease.name,
         include_usage=_wants_usage(body),
     )
+
+
+def _num_choices(body: CompletionRequest) -> int:
+    """Texts to write for each prompt. Raises RequestError."""
+    num = checked_choices(body.n)
+    if body.best_of not in (None, num):
+        raise RequestError(f"best_of must be n, which is {num}, or left out, got {body.best_of}")
+    return num
 
 
 def params_of(body: CompletionRequest, lease: Lease) -> SamplingParams:
@@ -155,12 +161,12 @@ def _prompts(given: Any, engine: Engine) -> list[tuple[list[int], str]]:
     return found
 
 
-async def filled(body: CompletionRequest, lease: Lease) -> dict[str, Any]:
+async def filled(request: Request, body: CompletionRequest, lease: Lease) -> dict[str, Any]:
     """The text between prompt and suffix; both stay as they are. Raises RequestError."""
     if not isinstance(body.prompt, str):
         raise RequestError("with a suffix, prompt must be one text")
     for name in ("logprobs", "echo", "response_format"):
-        if getattr(body, name) not in (None, False):
+        if getattr(body, name) is not None and getattr(body, name) is not False:
             raise RequestError(f"{name} cannot be kept together with a suffix; leave one of them out")
     params = {
         **own_fields(body),
@@ -172,12 +178,13 @@ async def filled(body: CompletionRequest, lease: Lease) -> dict[str, Any]:
     gap = Gap(
         prefix=body.prompt,
         suffix=suffix_of(body.suffix),
-        max_tokens=or_none(body.max_tokens) or _MAX_TOKENS,
+        max_tokens=gap_tokens(body.max_tokens, _MAX_TOKENS),
         stop=stops_of(body.stop),
         language=of_structured_outputs(body.structured_outputs),
         params=bounded(params),
     )
-    found = await fill_gap(lease, gap, checked_choices(body.n))
+    found = await fill_gap(lease, gap, _num_choices(body))
+    server_of(request).metrics.count_tokens(lease.name, found.prompt_tokens, found.completion_tokens)
     return {
         "id": new_id("cmpl"),
         "object": "text_completion",
@@ -283,7 +290,7 @@ async def _streamed(request: Request, body: CompletionRequest) -> AsyncGenerator
     server = server_of(request)
     async with server.registry.use(body.model) as lease:
         if suffix_of(body.suffix):
-            for one in _filled_chunks(await filled(body, lease), with_usage=_wants_usage(body)):
+            for one in _filled_chunks(await filled(request, body, lease), with_usage=_wants_usage(body)):
                 yield one
             return
         asked = await lease.read(_read, body, lease)

@@ -46,6 +46,7 @@ async def systemone(request: Request, body: DecisionRequest) -> dict[str, Any]:
                 )  # fmt: skip
             except UnsupportedError as error:
                 raise HttpError(501, str(error)) from error
+            server_of(request).metrics.count_tokens(lease.name, reply.num_prompt_tokens, 0)
             return {
                 "model": body.model or lease.name,
                 "answers": {name: _told(body.questions[name], one) for name, one in reply.answers.items()},

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from presswork.engine.decide import takes_letters
 from presswork.server.registry import ServedModel
 from presswork.server.routes.common import server_of
 
@@ -49,6 +50,12 @@ def _entry(request: Request, model: ServedModel, name: str) -> dict[str, Any]:
         "owned_by": "presswork",
         # Agents look for either, and take the smallest default they know where there is none.
         **known,
-        "architecture": {"input_modalities": ["text"], "output_modalities": ["text", "decisions"]},
+        "architecture": {"input_modalities": ["text"], "output_modalities": _modalities(model)},
         "loaded": model.engine is not None,
     }
+
+
+def _modalities(model: ServedModel) -> list[str]:
+    """What clients of /v1/systemone look for among them is known of a model that is loaded."""
+    tokenizer = None if model.engine is None else model.engine.engine.tokenizer
+    return ["text", "decisions"] if takes_letters(tokenizer) else ["text"]

@@ -65,8 +65,10 @@ async def metrics(request: Request) -> Response:
         engine = None if model.engine is None else model.engine.engine
         server.metrics.running.labels(model.name).set(0 if engine is None else engine.num_running)
         server.metrics.waiting.labels(model.name).set(0 if engine is None else engine.num_waiting)
+        server.metrics.cache_bytes.labels(model.name).set(0 if engine is None else engine.num_cache_bytes)
         server.metrics.loaded_bytes.labels(model.name).set(0 if engine is None else model.num_bytes)
         server.metrics.prefix_bytes.labels(model.name).set(0 if engine is None else engine.prefix.num_bytes)
+    server.metrics.waiting_edits.set(server.registry.workers.num_waiting)
     return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

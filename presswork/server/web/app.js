@@ -115,12 +115,17 @@ async function loadModels() {
   }
 }
 
-/** Tell how far the default model is, until it is there. */
+/** Tell how far the default model is, until it is there; whether it was not there yet. */
 async function waitUntilReady() {
+  let hasWaited = false;
   for (;;) {
     const told = await fetch("health").then((response) => response.json()).catch(() => ({}));
-    if (told.status === "ok") return notice("");
-    if (told.status === "failed") return notice(told.error);
+    if (told.status === "ok") return hasWaited;
+    hasWaited = true;
+    if (told.status === "failed") {
+      notice(told.error);
+      return false;
+    }
     if (!told.status) notice("The server does not answer.");
     else notice(`loading ${told.model}: ${Math.round(100 * (told.progress ?? 0))}%`, true);
     await new Promise((resolve) => setTimeout(resolve, 500));
@@ -151,5 +156,5 @@ setUpSudoku();
 setUpFill();
 setUpEdit();
 setUpSchema();
-loadModels();
-waitUntilReady();
+// A hint that a key is needed stays, unless the models are asked for again.
+loadModels().then(waitUntilReady).then((hasWaited) => hasWaited && loadModels());
