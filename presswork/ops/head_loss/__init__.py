@@ -109,7 +109,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 grad_hidden[part] = products @ weight
             if grad_weight is not None:
                 grad_weight += products.T @ hidden[part]
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        kept = None if grad_weight is None else grad_weight.to(weight.dtype)
+        ctx.save_for_backward(grad_hidden, kept)  # type: ignore[arg-type]
         ctx.mark_non_differentiable(right)  # type: ignore[attr-defined]
         return loss / num, right
 
