@@ -37,6 +37,7 @@ _SLACK = 8  # tokens a part may grow by, beside half of its length
 _DECIDED = (
     "mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "constraint", "max_tokens",
     "start", "start_noise", "top_k", "top_p", "allowed_token_ids", "banned_token_ids",
+    "trace",
 )  # fmt: skip
 
 

@@ -241,7 +241,7 @@ class Engine:
 
     def fill_gaps(
         self, fixed: Sequence[str], *, max_tokens: int | None = None, gap: TextLanguage | None = None,
-        num_candidates: int = 4, **params: Any,
+        indent: int = 0, num_candidates: int = 4, **params: Any,
     ) -> GapsReply:  # fmt: skip
         """Fill the gaps between texts, which all come back byte for byte; each gap takes what it needs.
 
@@ -252,11 +252,14 @@ class Engine:
             fixed: the texts around the gaps, the first and last possibly empty.
             max_tokens: of all gaps together, at most; None is half a canvas for each.
             gap: what each gap may hold, such as Regex; None is any text.
+            indent: spaces that every line a gap begins has at least, unless it is blank; for code.
             num_candidates: ways to fill them; the one the causal mode finds likeliest comes first.
             params: fields of SamplingParams, but for those that the gaps decide.
         Raises: RequestError, UnsupportedError, GenerationError.
         """
-        return fill_gaps(self, fixed, max_tokens=max_tokens, gap=gap, num_candidates=num_candidates, **params)
+        return fill_gaps(
+            self, fixed, max_tokens=max_tokens, gap=gap, indent=indent, num_candidates=num_candidates, **params
+        )
 
     def edit(
         self, text: str, instruction: str = "", *, spans: Sequence[tuple[int, int]] | None = None,

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from presswork.engine.engine import Engine
 
 _MAX_CANDIDATES = 16
-_DECIDED = ("mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs")
+_DECIDED = (
+    "mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "constraint", "start", "trace",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from presswork.engine.params import refuse_decided
 from presswork.engine.rewrite import Window, behind, check_candidates, opening, rewrite
 from presswork.errors import RequestError
-from presswork.grammar.languages import TextLanguage
+from presswork.grammar.languages import Regex, TextLanguage
 from presswork.text.tokenizer import with_token_texts
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _DECIDED = (
     "mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "start", "constraint", "top_k",
-    "top_p", "allowed_token_ids", "banned_token_ids",
+    "top_p", "allowed_token_ids", "banned_token_ids", "trace",
 )  # fmt: skip
 
 
@@ -26,7 +26,8 @@ class GapsCandidate:
 
     Args:
         texts: of the gaps, in order.
-        score: causal log-probability of everything behind the first text, in nats.
+        score: causal log-probability of everything behind the first text, in nats; 0 where there is one candidate
+            alone, which is not scored.
         num_denoise_steps: over its canvases.
     """
 
@@ -63,6 +64,7 @@ def fill_gaps(
     *,
     max_tokens: int | None = None,
     gap: TextLanguage | None = None,
+    indent: int = 0,
     num_candidates: int = 4,
     **params: Any,
 ) -> GapsReply:
@@ -79,6 +81,8 @@ def fill_gaps(
     if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
         raise RequestError(f"max_tokens must be an integer of at least 1, got {max_tokens!r}")
     check_candidates(num_candidates)
+    if indent:
+        gap = _indented(indent, gap)
     tokenizer = with_token_texts(engine.tokenizer, "gaps need", engine.name)
     common = engine.defaults.changed(**params, mode="diffusion")
     ids, before = behind(tokenizer, texts[0])
@@ -100,3 +104,16 @@ def fill_gaps(
     return GapsReply(
         fixed=texts, texts=candidates[0].texts, candidates=candidates, wall_s=time.perf_counter() - started
     )
+
+
+def _indented(num_spaces: int, gap: TextLanguage | None) -> Regex:
+    """Texts whose lines but the first begin with so many spaces, or are blank. Raises RequestError.
+
+    A last line of fewer spaces would move what follows the gap; nothing behind its line break moves nothing.
+    """
+    if type(num_spaces) is not int or num_spaces < 0:
+        raise RequestError(f"indent must be an integer of at least 0, got {num_spaces!r}")
+    if gap is not None:
+        raise RequestError("indent and gap both say what a gap may hold; leave one of them out")
+    blank, line = r"(\n[ \t]*)*", rf"\n {{{num_spaces}}}[^\n]*"
+    return Regex(rf"[^\n]*({blank}{line})*({blank}\n)?")

@@ -22,7 +22,7 @@ class Gap:
 
     Args:
         stop: strings that end it; what would follow them is left out.
-        indent: spaces that its lines begin with at least; one with fewer ends it.
+        indent: as Engine.fill_gaps.
         may_cut: of a prefix that does not fit the context the beginning is left out.
         params: of Engine.fill_gaps.
     """
@@ -89,14 +89,19 @@ def _fill(lease: Lease, gap: Gap, num: int) -> Filled:
         params["num_candidates"] = max(num, params.get("num_candidates", num))
     prefix = fitting(lease.model, gap.prefix, gap.max_tokens) if gap.may_cut else gap.prefix
     reply = lease.model.fill_gaps(
-        [prefix, gap.suffix], max_tokens=gap.max_tokens, gap=gap.language, adapter=lease.adapter, **params
+        [prefix, gap.suffix],
+        max_tokens=gap.max_tokens,
+        gap=gap.language,
+        indent=gap.indent,
+        adapter=lease.adapter,
+        **params,
     )
     tokenizer = lease.model.tokenizer
     assert tokenizer is not None
     texts, reasons, num_tokens = [], [], 0
     for candidate in reply.candidates[:num]:
         whole = candidate.texts[0]
-        text = _cut(whole, gap)
+        text = until_stop(whole, gap.stop)
         size = len(tokenizer.encode_plain(whole))
         num_tokens += size
         texts.append(text)
@@ -116,12 +121,3 @@ def fitting(engine: Engine, text: str, num_tokens: int) -> str:
     num_canvases = 2 + (num_tokens + canvas // 4) // canvas
     room = engine.max_context - num_canvases * canvas - _FEW
     return last_tokens(tokenizer, text, room) if room > 0 else text
-
-
-def _cut(text: str, gap: Gap) -> str:
-    text = until_stop(text, gap.stop)
-    lines = text.split("\n")
-    for number, line in enumerate(lines):
-        if number and line.strip() and len(line) - len(line.lstrip(" \t")) < gap.indent:
-            return "\n".join(lines[:number])
-    return text

@@ -126,6 +126,7 @@ class Recipe:
             every >= 0 and every % log_every == 0,
             f"evaluate_every must be 0 or a multiple of train.log_every ({log_every}), got {every}",
         )
+        require(every == 0 or self.evaluate is not None, f"evaluate_every is {every}, but nothing is evaluated; set 0")
 
 
 def load_recipe(path: str | Path) -> Recipe:

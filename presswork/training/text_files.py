@@ -168,16 +168,18 @@ def read_examples(files: Sequence[Path], reader: ExampleReader, row_length: int,
                 continue
             num_cut += is_cut
             examples.append(example)
-    for fault in faults[:_NUM_SHOWN]:
-        logger.warning("left out: %s", fault)
+    for number, fault in enumerate(faults):
+        logger.log(logging.WARNING if number < _NUM_SHOWN else logging.INFO, "left out: %s", fault)
     if len(faults) > _NUM_SHOWN:
-        logger.warning("left out: %d more", len(faults) - _NUM_SHOWN)
+        logger.warning("left out: %d more; PRESSWORK_LOG=info names them", len(faults) - _NUM_SHOWN)
     if num_cut:
         logger.warning("longer than a row of %d tokens, trained so far: %d examples", row_length, num_cut)
     if not examples:
         reason = faults[0] if faults else "the files are empty"
         raise DataError(f"nothing to train on in {', '.join(map(str, files)) or 'no files'}: {reason}")
-    logger.info("%d examples, %d left out", len(examples), len(faults))
+    logger.log(
+        logging.WARNING if faults else logging.INFO, "%d examples, %d lines left out", len(examples), len(faults)
+    )
     offsets = np.concatenate([[0], np.cumsum([len(example.tokens) for example in examples])]).astype(np.int64)
     return Documents(
         tokens=np.concatenate([np.array(example.tokens, np.int32) for example in examples]),

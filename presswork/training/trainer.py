@@ -105,10 +105,11 @@ class Trainer:
         validation: Sequence[Batch] = (),
         ranks: Ranks = ALONE,
     ):
-        if config.patience and not validation:
-            raise ConfigError(
-                f"patience is {config.patience}, but there is nothing to validate on; give some, or set 0"
-            )
+        for name in ("patience", "validate_every"):
+            if getattr(config, name) and not validation:
+                raise ConfigError(
+                    f"{name} is {getattr(config, name)}, but there is nothing to validate on; give some, or set 0"
+                )
         if not any(p.requires_grad for p in model.parameters()):
             model.requires_grad_(True)
         if not config.diffusion_weight:

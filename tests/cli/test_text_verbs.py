@@ -99,6 +99,21 @@ def test_fill_prints_or_writes_the_filled_text(capsys, folder, file):
     assert file.stat().st_mode & 0o777 == 0o640 and len(list(file.parent.glob(".source*"))) == 0
 
 
+def test_fill_indents_the_lines_of_python_files(capsys, folder, tmp_path):
+    source = tmp_path / "source.py"
+    source.write_text("def add(a, b):\n    ?\n    return ?\n")
+    ask = ("--model", folder, "--marker", "?", "--max-tokens", 30, "--steps", 2, "--candidates", 1, "--json")
+    for seed in range(4):
+        code, out, _ = run(capsys, "fill", source, *ask, "--seed", seed)
+        lines = [line for gap in json.loads(out)["gaps"] for line in gap.split("\n")[1:]]
+        assert code == 0 and all(line.startswith("    ") or not line.strip(" \t") for line in lines)
+    fixed = ["def f():\n    if x:\n        ", "\n    ", "\n"]
+    assert _indent_of("auto", source, fixed) == 4 and _indent_of("auto", tmp_path / "notes.txt", fixed) == 0
+    assert _indent_of("none", source, fixed) == 0 and _indent_of("2", tmp_path / "notes.txt", fixed) == 2
+    code, _, err = run(capsys, "fill", source, *ask, "--indent", "much")
+    assert code and "--indent must be a number of spaces, auto or none, got 'much'" in err
+
+
 def test_edit_prints_a_diff_and_writes_when_told(capsys, folder, file):
     ask = ("--model", folder, "--lines", "2", "--strength", 1, "--steps", 2)
     code, out, err = run(capsys, "edit", file, *ask)

@@ -53,6 +53,22 @@ def test_gaps_take_no_more_tokens_than_they_may(engine, most, behind):
             assert len(engine.tokenizer.encode_plain(one.texts[0])) <= most + 1
 
 
+def test_lines_begun_in_a_gap_are_indented(engine):
+    num_lines = 0
+    for seed in range(16):
+        reply = fill(engine, ["def add(a, b):\n    total", "return total\n"], indent=4, max_tokens=30, seed=seed)
+        for one in reply.candidates:
+            lines = one.texts[0].split("\n")
+            num_lines += len(lines) - 1
+            assert all(line.startswith("    ") or not line.strip(" \t") for line in lines[1:-1])
+            # A line that goes on behind the gap is indented enough, or begins there.
+            assert len(lines) == 1 or not lines[-1] or lines[-1].startswith("    ")
+    assert num_lines
+    for params, message in (({"indent": -1}, "indent must be an integer"), ({"indent": 4, "gap": Regex("a")}, "both")):
+        with pytest.raises(RequestError, match=message):
+            fill(engine, ["a", "b"], **params)
+
+
 def test_gaps_are_kept_to_what_they_may_hold(engine):
     reply = fill(engine, ["x = [", ", ", "]\n"], gap=Regex("[0-9]{1,6}"))
     assert all(re.fullmatch("[0-9]{1,6}", text) for text in reply.texts)

@@ -10,7 +10,7 @@ import pytest
 
 from presswork.engine.loader import load
 from presswork.errors import QueueFullError, RequestError
-from presswork.server.gaps import Gap, _cut, fitting
+from presswork.server.gaps import fitting, until_stop
 from presswork.server.registry import Workers
 from presswork.server.tagged import Sketch, read_next_edit, read_sketch
 
@@ -143,12 +143,19 @@ def test_a_llama_vscode_infill_gets_as_many_texts_as_it_asks_for(served):
     assert post(served, "/infill", {**body, "lora": [{"id": 0}]}).status_code == 400
 
 
-def test_lines_with_less_indentation_than_asked_end_a_gap():
-    def cut(text, **more):
-        return _cut(text, Gap(prefix="a", suffix="b", max_tokens=9, params={}, **more))
+def test_lines_are_indented_as_asked(served):
+    body = {"input_prefix": "def add(a, b):\n", "input_suffix": "\n", "n_predict": 24, "n_indent": 4}
+    num_lines = 0
+    for seed in range(12):
+        told = post(served, "/infill", {**body, "seed": seed}).json()
+        _, *lines = told["content"].split("\n")
+        num_lines += len(lines)
+        assert all(line.startswith("    ") or not line.strip(" \t") for line in lines)
+    assert num_lines
 
-    assert cut("x = 1\n    y\n\n    z\nq", indent=4) == "x = 1\n    y\n\n    z"
-    assert cut("one STOP two", stop=("STOP",)) == "one "
+
+def test_a_stop_ends_a_text_and_is_left_out():
+    assert until_stop("one STOP two END", ["END", "STOP"]) == "one " and until_stop("one", ["x"]) == "one"
 
 
 SKETCH = (

@@ -52,6 +52,7 @@ def test_generation_defaults_can_be_set_too() -> None:
         ("train.optimizer.betas=0.9", "'0.9' cannot be read as"),
         ("train.num_steps.x=1", "train.num_steps has no field 'x'; it has none"),
         ("train.num_steps=0", "num_steps must be positive, got 0"),
+        ("evaluate=none", "evaluate_every is 2, but nothing is evaluated; set 0"),
         ("train.log_every=3", "evaluate_every must be 0 or a multiple of train.log_every (3), got 2"),
     ],
 )

@@ -129,7 +129,7 @@ def test_a_bad_line_is_named_and_counted_and_the_others_are_kept(tmp_path, reade
     file.write_text('{"text": "CC"}\n' + line + '\n\n{"text": "CO"}\n')
     with caplog.at_level(logging.INFO):
         documents = read_examples([file], reader, 40, 8)
-    assert len(documents) == 2 and "2 examples, 1 left out" in caplog.text
+    assert len(documents) == 2 and "2 examples, 1 lines left out" in caplog.text
     assert "line 4" not in caplog.text
     assert re.search(f"left out: .*data.jsonl, {message}", caplog.text)
 
@@ -139,7 +139,9 @@ def test_many_bad_lines_are_counted(tmp_path, reader, caplog) -> None:
     file.write_text('{"text": "CC"}\n' + "no\n" * 25)
     with caplog.at_level(logging.INFO):
         read_examples([file], reader, 40, 8)
-    assert "left out: 15 more" in caplog.text and "1 examples, 25 left out" in caplog.text
+    assert "left out: 15 more" in caplog.text and "line 26: not JSON" in caplog.text
+    shown = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(shown) == 12 and "1 examples, 25 lines left out" in caplog.text
 
 
 def test_long_completions_are_cut_and_counted(tmp_path, reader, caplog) -> None:

@@ -313,6 +313,8 @@ def test_patience_keeps_the_weights_of_the_lowest_loss(tmp_path, monkeypatch) ->
         assert torch.equal(one.averaged_weights()["decoder.norm"], seen[1]) and not torch.equal(seen[1], seen[3])
     with pytest.raises(ConfigError, match="patience is 2, but there is nothing to validate on"):
         Trainer(tiny_model(), counting, config(20, validate_every=2, patience=2), tmp_path / "none")
+    with pytest.raises(ConfigError, match="validate_every is 2, but there is nothing to validate on"):
+        Trainer(tiny_model(), counting, config(20, validate_every=2), tmp_path / "none")
     with pytest.raises(ConfigError, match="patience counts validations"):
         config(20, patience=2)
 

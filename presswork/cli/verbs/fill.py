@@ -40,6 +40,14 @@ def fill(
         list[str] | None,
         typer.Option(help="What each gap may hold; may be given several times.", show_default=False),
     ] = None,
+    indent: Annotated[
+        str,
+        typer.Option(
+            metavar="SPACES|auto|none",
+            help="Of lines that a gap begins, at least; auto: as much as the line the gap is in, in .py files.",
+        ),
+    ] = "auto",
+    candidates: Annotated[int, typer.Option(help="Ways to fill the gaps, the likeliest counts.", min=1, max=16)] = 4,
     steps: StepsOption = None,
     seed: SeedOption = 0,
     apply: Annotated[bool, typer.Option("--apply", help="Write the filled text back to the file.")] = False,
@@ -65,7 +73,10 @@ def fill(
     assert gap is None or isinstance(gap, TextLanguage)
     sampling: dict[str, Any] = {"seed": seed, **({} if steps is None else {"max_denoising_steps": steps})}
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
-    reply = engine.fill_gaps(fixed, max_tokens=max_tokens, gap=gap, **sampling)
+    spaces = _indent_of(indent, file, fixed) if gap is None else 0
+    reply = engine.fill_gaps(
+        fixed, max_tokens=max_tokens, gap=gap, indent=spaces, num_candidates=candidates, **sampling
+    )
     if apply:
         write_atomically(file, reply.completed)
     if as_json:
@@ -77,6 +88,18 @@ def fill(
         write_text(reply.completed)
     num = len(reply.texts)
     note(f"{num} gap{'s' if num > 1 else ''} filled in {reply.wall_s:.2f} s")
+
+
+def _indent_of(indent: str, file: Path, fixed: list[str]) -> int:
+    """Spaces that lines begun in the gaps have at least: as given, or those of the lines the gaps are in."""
+    if indent.isascii() and indent.isdigit():
+        return int(indent)
+    if indent not in ("auto", "none"):
+        raise RequestError(f"--indent must be a number of spaces, auto or none, got {indent!r}")
+    if indent == "none" or file.suffix != ".py":
+        return 0
+    lines = [text.rpartition("\n")[2] for text in fixed[:-1]]
+    return min(len(line) - len(line.lstrip(" ")) for line in lines)
 
 
 def split_at(text: str, at: str | None, marker: str | None) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from presswork.engine.engine import Engine
 from presswork.engine.events import Reply
 from presswork.engine.params import Mode
-from presswork.errors import ConfigError, ConstraintError
+from presswork.errors import ConfigError, RequestError
 from presswork.grammar.languages import JsonSchema, Language, Regex
 from presswork.tasks.structure.generate import random_regex, random_schema
 
@@ -120,8 +120,8 @@ def _replies(
             )
             try:
                 requests.append(engine.submit(prompt, params))
-            except ConstraintError as error:
-                raise ConstraintError(f"{tasks[i].kind} {tasks[i].source}: {error}") from error
+            except RequestError as error:
+                raise type(error)(f"{tasks[i].kind} {tasks[i].source}: {error}") from error
         try:
             for i, request in zip(some, requests, strict=True):
                 yield tasks[i], STEPS[i % len(STEPS)], engine.reply(request)

@@ -1,6 +1,6 @@
 """`presswork eval structure`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,8 @@ def structure(
 ) -> None:
     """Keep replies to random languages, in 1 to 16 steps, and let independent libraries judge them.
 
-    JSON is judged by jsonschema, regexes by Python's re. Every reply must be valid; those that are not are listed.
+    JSON is judged by jsonschema, regexes by Python's re. Every reply must be valid; those that are not are listed, and
+    the exit code is 1.
 
     \b
     Examples:
@@ -47,10 +48,17 @@ def structure(
     for name in modes:
         with counting_bar(f"writing ({name})", len(tasks)) as count:
             parts[name] = evaluate(engine, tasks, seed, mode=name, on_progress=count)
+    num_invalid = sum(len(part["invalid"]) for part in parts.values())
     if as_json:
         only = {"random_weights": random_weights, **parts[modes[0]]}
         print_json({"model": model, **only, **({"ar": parts["ar"]} if len(modes) > 1 else {})})
-        return
+    else:
+        _print_structure(parts)
+    if num_invalid:
+        raise typer.Exit(1)
+
+
+def _print_structure(parts: dict[str, dict[str, Any]]) -> None:
     rows = [("MODE", "KIND", "NUM", "VALID", "ENDED", "STEPS", "SECONDS")]
     for name, part in parts.items():
         for kind in ("schema", "regex"):
