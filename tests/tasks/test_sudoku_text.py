@@ -377,6 +377,15 @@ def test_further_tries_take_only_what_breaks_the_rules():
     assert len({params["seed"] for *_, params in engine.calls}) == 3
 
 
+@pytest.mark.parametrize(("form", "fields"), [({}, set()), ({"is_kept": True}, {"constraint"}),
+                                              ({"is_held": True}, {"constraint", "pins"})])  # fmt: skip
+def test_canvases_are_free_kept_or_held(form, fields):
+    engine = SolvingEngine([True])
+    evaluate_puzzles(engine, cells(PUZZLE)[None], cells(SOLUTION)[None], 7, with_ar=False, **form)  # type: ignore[arg-type]
+    ((_, _, params),) = engine.calls
+    assert set(params) == {"max_tokens", "seed"} | fields
+
+
 def test_further_tries_see_a_puzzle_under_other_symmetries():
     engine = SolvingEngine([False, False, False])
     puzzles, solutions = cells(PUZZLE)[None], cells(SOLUTION)[None]

@@ -35,6 +35,7 @@ def evaluate(
     with_diffusion: bool = True,
     with_ar: bool = True,
     tries: int = 1,
+    is_kept: bool = False,
     is_held: bool = False,
     on_progress: Callable[[Mode, int], None] | None = None,
     **params: Any,
@@ -43,7 +44,7 @@ def evaluate(
 
     Args:
         num, clues, seed: what puzzles, as `generate` makes them; the seed is also the requests'.
-        with_diffusion, with_ar, tries, is_held, on_progress, params: as in `evaluate_puzzles`.
+        with_diffusion, with_ar, tries, is_kept, is_held, on_progress, params: as in `evaluate_puzzles`.
     Returns: the keys of `evaluate_puzzles`, and clues.
     """
     if num < 1:
@@ -51,7 +52,7 @@ def evaluate(
     puzzles, solutions = generate(num, seed, clues)
     report = evaluate_puzzles(
         engine, puzzles, solutions, seed, with_diffusion=with_diffusion, with_ar=with_ar, tries=tries,
-        is_held=is_held, on_progress=on_progress, **params,
+        is_kept=is_kept, is_held=is_held, on_progress=on_progress, **params,
     )  # fmt: skip
     return {"clues": str(clues), **report}
 
@@ -65,6 +66,7 @@ def evaluate_puzzles(
     with_diffusion: bool = True,
     with_ar: bool = True,
     tries: int = 1,
+    is_kept: bool = False,
     is_held: bool = False,
     on_progress: Callable[[Mode, int], None] | None = None,
     **params: Any,
@@ -77,7 +79,7 @@ def evaluate_puzzles(
             cached favour it.
         tries: canvases a puzzle may take by denoising. The rules, not the solution, tell whether one is solved; if not,
             the next canvas has another seed, and the puzzle stands in it under a random symmetry. The last one counts.
-        is_held: the canvas holds the clues too, and is kept to nine lines of digits.
+        is_kept: the canvas is kept to nine lines of digits. is_held: that, and it holds the clues too.
         on_progress: called with the mode and the puzzles done in it after every batch.
         params: of the diffusion requests, fields of SamplingParams; the others are the checkpoint's.
     Returns:
@@ -88,7 +90,7 @@ def evaluate_puzzles(
     """
     report: dict[str, Any] = {"num": len(puzzles), "seed": seed}
     if with_diffusion:
-        params = {**params, "constraint": ROWS} if is_held else params
+        params = {**params, "constraint": ROWS} if is_kept or is_held else params
         report |= _run(engine, puzzles, solutions, "diffusion", tries, is_held, on_progress, seed=seed, **params)
     if with_ar:
         report["ar"] = _run(engine, puzzles, solutions, "ar", 1, False, on_progress, seed=seed, temperature=0.0)

@@ -31,6 +31,7 @@ def sudoku(
     tries: Annotated[
         int, typer.Option(help="Canvases a puzzle may take, each under another symmetry; the rules judge.", min=1)
     ] = 1,
+    is_kept: Annotated[bool, typer.Option("--keep", help="Keep the canvas to nine lines of digits.")] = False,
     is_held: Annotated[
         bool, typer.Option("--hold", help="Hold the clues in the canvas too, and keep it to nine lines of digits.")
     ] = False,
@@ -71,14 +72,18 @@ def sudoku(
 
         report = evaluate_puzzles(
             engine, grids, solutions, seed, with_diffusion=mode != "ar", with_ar=mode != "diffusion",
-            tries=tries, is_held=is_held, on_progress=on_progress, **sampling,
+            tries=tries, is_kept=is_kept, is_held=is_held, on_progress=on_progress, **sampling,
         )  # fmt: skip
     source = {"clues": str(wanted)} if puzzles is None else {"puzzles": str(puzzles)}
-    report = {"model": model, **source, **({"held": True} if is_held else {}), **report}
+    report = {"model": model, **source, **_form(is_kept=is_kept, is_held=is_held), **report}
     if as_json:
         print_json(report)
         return
     _print_report(report)
+
+
+def _form(*, is_kept: bool, is_held: bool) -> dict[str, bool]:
+    return {"held": True} if is_held else {"kept": True} if is_kept else {}
 
 
 def _print_report(report: dict[str, Any]) -> None:
