@@ -26,16 +26,6 @@ class Border:
         return 0 if self.banned is None else 1
 
 
-def last_tokens(tokenizer: Tokenizer, text: str, num: int) -> str:
-    """The end of a text that its last tokens spell, so many at most, from a whole character on; pure."""
-    ids = tokenizer.encode_plain(text)
-    if len(ids) <= num:
-        return text
-    size = sum(len(tokenizer.all_token_bytes[i]) for i in ids[len(ids) - num :])
-    data = text.encode()
-    return data[len(data) - size :].decode(errors="ignore")
-
-
 def cut_after(tokenizer: Tokenizer, prefix: str, vocab_size: int) -> tuple[list[int], Border]:
     """(the prefix's tokens, special ones included, but for the last, given up; the border behind them); pure."""
     ids = tokenizer.encode(prefix)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 
+_WINDOW_CANVASES = 3  # a window's parts fill one or two, and what follows them is shown in one more
 _SLACK = 8  # tokens a part may grow by, beside half of its length
 _DECIDED = (
     "mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "constraint", "max_tokens",
@@ -128,7 +129,11 @@ def edit(
         common = engine.defaults.changed(**params, mode="diffusion", start_noise=float(strength))
         progress.opening = _opening(engine, tokenizer, instruction, text)
         canvas = common.canvas_length or engine.model.config.canvas_length
-        _check_length(engine, tokenizer, progress.opening, text[: wanted[-1][1]], canvas)
+        if engine.max_context - len(progress.opening) < _WINDOW_CANVASES * canvas:
+            raise RequestError(
+                f"the instruction and the text take {len(progress.opening)} tokens, which leave no window of the "
+                f"context of {engine.max_context}; edit a part of the text, or give no instruction"
+            )
         for group in _windows(tokenizer, text, wanted, canvas):
             _edit_window(engine, tokenizer, text, group, common, num_candidates, progress)
     else:
@@ -181,17 +186,6 @@ def _opening(engine: "Engine", tokenizer: Tokenizer, instruction: str, text: str
     return ids
 
 
-def _check_length(engine: "Engine", tokenizer: Tokenizer, before: list[int], text: str, canvas: int) -> None:
-    """Raises RequestError before any work where the last part to edit lies beyond the context."""
-    room = engine.max_context - len(before) - canvas
-    _, is_all = first_tokens(tokenizer, text, max(0, room))
-    if room < 0 or not is_all:
-        raise RequestError(
-            f"the text to edit does not fit the context of {engine.max_context} tokens, of which {len(before)} stand "
-            f"before it and {canvas} are the canvas; edit a part of it"
-        )
-
-
 def _windows(tokenizer: Tokenizer, text: str, spans: Sequence[Span], canvas: int) -> Iterator[list[Span]]:
     """The parts in groups that one window takes; a part too long for a window is cut, at line ends where it can be."""
     pieces = [piece for span in spans for piece in _pieces(tokenizer, text, span, max(1, canvas // 2))]
@@ -234,11 +228,12 @@ def _edit_window(
     """Write one window's parts. Mutates progress."""
     progress.done += text[progress.place : group[0][0]]
     progress.place = group[-1][1]
-    ids, before = behind(tokenizer, progress.done)
+    history, before = behind(tokenizer, progress.done, engine.max_context)
     old = tuple(text[start:stop] for start, stop in group)
     between = tuple(text[stop:start] for (_, stop), (start, _) in pairwise(group))
     window = Window(
-        prompt=[*progress.opening, *ids],
+        opening=progress.opening,
+        history=history,
         before=before,
         fixed=("", *between, text[progress.place :]),
         start=old,
@@ -282,6 +277,8 @@ def _confidence(engine: "Engine", tokenizer: Tokenizer, progress: _Progress, new
     ids = tokenizer.encode_plain(new)
     if not ids:
         return 1.0
-    given = [*progress.opening, *tokenizer.encode_plain(progress.done)]
-    ids = ids[: max(0, engine.max_context - len(given))]
-    return sum(map(math.exp, engine.score(given, ids, adapter=adapter))) / len(ids) if ids else 0.0
+    history, last = behind(tokenizer, progress.done, engine.max_context)
+    history += tokenizer.encode_plain(last)
+    room = engine.max_context - len(progress.opening) - len(ids)
+    given = [*progress.opening, *history[max(0, len(history) - room) :]]
+    return sum(map(math.exp, engine.score(given, ids, adapter=adapter))) / len(ids)

@@ -44,12 +44,16 @@ class GapsReply:
         fixed: the texts around the gaps, as they were given.
         texts: of the gaps, the best candidate's.
         candidates: best first.
+        num_prompt_tokens: read before the gaps.
+        is_cut: the context had no room for all of the first text, and its beginning was left out.
         wall_s: for all of them together.
     """
 
     fixed: tuple[str, ...]
     texts: tuple[str, ...]
     candidates: list[GapsCandidate]
+    num_prompt_tokens: int
+    is_cut: bool
     wall_s: float
 
     @property
@@ -85,13 +89,14 @@ def fill_gaps(
         gap = _indented(indent, gap)
     tokenizer = with_token_texts(engine.tokenizer, "gaps need", engine.name)
     common = engine.defaults.changed(**params, mode="diffusion")
-    ids, before = behind(tokenizer, texts[0])
-    prompt = [*opening(tokenizer), *ids]
-    if not prompt:
+    start = opening(tokenizer)
+    history, before = behind(tokenizer, texts[0], engine.max_context)
+    if not start and not history:
         raise RequestError("the first text is empty, and this model's tokenizer has no begin token to start from")
     canvas = common.canvas_length or engine.model.config.canvas_length
     window = Window(
-        prompt=prompt,
+        opening=start,
+        history=history,
         before=before,
         fixed=("", *texts[1:]),
         start=None,
@@ -101,9 +106,12 @@ def fill_gaps(
     candidates = [
         GapsCandidate(texts=one.gaps, score=one.score, num_denoise_steps=one.num_denoise_steps) for one in found
     ]
+    num_read = found[0].num_prompt_tokens
     return GapsReply(
-        fixed=texts, texts=candidates[0].texts, candidates=candidates, wall_s=time.perf_counter() - started
-    )
+        fixed=texts, texts=candidates[0].texts, candidates=candidates, num_prompt_tokens=num_read,
+        is_cut=num_read < len(start) + len(history),
+        wall_s=time.perf_counter() - started,
+    )  # fmt: skip
 
 
 def _indented(num_spaces: int, gap: TextLanguage | None) -> Regex:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _FEW = 4
 _SCORED_TOKENS = 32  # of what follows the last gap: enough to tell whether the gap leads into it
 _MAX_UTF8 = 4
+_MOST_CHARACTERS = 64  # of a token; longer ones only shorten what is read of a text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +37,17 @@ class Window:
     """A stretch of text with gaps, and where it stands.
 
     Args:
-        prompt: tokens before the canvas, at least one.
-        before: text behind the prompt that is written again, part of a token that the first gap may change.
+        opening: tokens before the text, such as a begin token.
+        history: tokens of the text before the canvas, one at least where there is no opening. Where the context has no
+            room for all of them the beginning is left out.
+        before: text behind the history that is written again, part of a token that the first gap may change.
         fixed: the parts around the gaps, `before` not included; the last one is all text that follows.
         start: what the gaps held, to start from; None starts from noise.
         gap_tokens: tokens that all gaps together may take, at most.
     """
 
-    prompt: list[int]
+    opening: list[int]
+    history: list[int]
     before: str
     fixed: tuple[str, ...]
     start: tuple[str, ...] | None
@@ -57,12 +61,14 @@ class Rewriting:
     Args:
         score: causal log-probability of the window's text, in nats.
         num_denoise_steps: over its canvases.
+        num_prompt_tokens: read before the window.
         num_changes: tokens that are not those it started from, where they are counted.
     """
 
     gaps: tuple[str, ...]
     score: float
     num_denoise_steps: int
+    num_prompt_tokens: int = 0
     num_changes: int = 0
 
 
@@ -83,12 +89,13 @@ def opening(tokenizer: Tokenizer) -> list[int]:
     return marked[:place]
 
 
-def behind(tokenizer: Tokenizer, text: str) -> tuple[list[int], str]:
-    """(tokens of a text without its last, that one's text); pure.
+def behind(tokenizer: Tokenizer, text: str, most: int) -> tuple[list[int], str]:
+    """(tokens of a text without its last, that one's text); pure. Of a long text so many last tokens may be all.
 
     The text of a token that is cut would fix how what follows is spelt; so it is written again, with whatever follows.
     Tokens that hold part of a character go with it.
     """
+    text = text[-_MOST_CHARACTERS * most :]
     ids, data, given = tokenizer.encode_plain(text), text.encode(), b""
     for count in range(1, min(_MAX_UTF8, len(ids)) + 1):
         given = tokenizer.all_token_bytes[ids[-count]] + given
@@ -130,7 +137,8 @@ def rewrite(
         written = b"".join(tokenizer.all_token_bytes[i] for i in reply.token_ids if i < tokenizer.vocab_size)
         return tuple(part.decode() for part in layout.language.gaps_of(written))
 
-    return _candidates(engine, tokenizer, window, common, num_candidates, gaps_of)
+    prompt = _prompt(engine, window, layout.max_tokens)
+    return _candidates(engine, tokenizer, window, prompt, common, num_candidates, gaps_of)
 
 
 def substitute(
@@ -171,7 +179,7 @@ def substitute(
         return [Rewriting(gaps=window.start, score=0.0, num_denoise_steps=0)]
     total = min(len(ids), -(-(1 + max(inside) + canvas // 4) // canvas) * canvas)
     ends = is_all and total == len(ids)
-    room = engine.max_context - len(window.prompt)
+    room = engine.max_context - max(1, len(window.opening))
     if total + ends > room:
         raise _no_room(total + ends, room, engine.max_context)
     limit = len(inside) if max_changes is None else max_changes
@@ -188,23 +196,26 @@ def substitute(
     def num_changes(reply: Reply) -> int:
         return sum(a != b for a, b in zip(reply.token_ids, ids[:total], strict=False))
 
-    return _candidates(engine, tokenizer, window, common, num_candidates, gaps_of, num_changes)
+    prompt = _prompt(engine, window, num)
+    return _candidates(engine, tokenizer, window, prompt, common, num_candidates, gaps_of, num_changes)
 
 
 def _candidates(
-    engine: "Engine", tokenizer: Tokenizer, window: Window, common: SamplingParams, num_candidates: int,
-    gaps_of: Callable[[Reply], tuple[str, ...]], num_changes: Callable[[Reply], int] = lambda reply: 0,
+    engine: "Engine", tokenizer: Tokenizer, window: Window, prompt: list[int], common: SamplingParams,
+    num_candidates: int, gaps_of: Callable[[Reply], tuple[str, ...]],
+    num_changes: Callable[[Reply], int] = lambda reply: 0,
 ) -> list[Rewriting]:  # fmt: skip
     """So many ways to write a window from seeds of their own, the likeliest first; a single one is not scored."""
     tries = [common.changed(seed=seed_of(common.seed, i)) for i in range(num_candidates)]
     found = []
-    for reply in engine._replies([window.prompt] * num_candidates, tries):
+    for reply in engine._replies([prompt] * num_candidates, tries):
         gaps = gaps_of(reply)
         found.append(
             Rewriting(
                 gaps=gaps,
-                score=_score(engine, tokenizer, window, gaps, common.adapter) if num_candidates > 1 else 0.0,
+                score=_score(engine, tokenizer, window, prompt, gaps, common.adapter) if num_candidates > 1 else 0.0,
                 num_denoise_steps=reply.stats.num_denoise_steps,
+                num_prompt_tokens=len(prompt),
                 num_changes=num_changes(reply),
             )
         )
@@ -234,7 +245,7 @@ def _lay_out(
     fixed = (window.before + window.fixed[0], *window.fixed[1:])
     inner = sum(len(tokenizer.encode_plain(part)) for part in fixed[:-1])
     known = common.canvas_length or engine.model.config.canvas_length
-    room = engine.max_context - len(window.prompt)
+    room = engine.max_context - max(1, len(window.opening))
     # Whole canvases for the gaps and what stands between them, the last of which shows what follows.
     needed = inner + window.gap_tokens
     total = -(-(needed + max(1, known // 4)) // known) * known
@@ -324,7 +335,17 @@ def _start(tokenizer: Tokenizer, window: Window, layout: _Layout, end: int) -> t
     return (*ids, *[end] * (0 if layout.language.is_open else layout.max_tokens - len(ids)))
 
 
-def _score(engine: "Engine", tokenizer: Tokenizer, window: Window, gaps: Sequence[str], adapter: str | None) -> float:
+def _prompt(engine: "Engine", window: Window, num_tokens: int) -> list[int]:
+    """What is read before a window of so many tokens: its opening, and as much of its history as there is room for."""
+    room = engine.max_context - len(window.opening) - num_tokens - _SCORED_TOKENS
+    # Where nothing else stands before the canvas, something must.
+    room = max(room, 0 if window.opening else 1)
+    return [*window.opening, *window.history[max(0, len(window.history) - room) :]]
+
+
+def _score(
+    engine: "Engine", tokenizer: Tokenizer, window: Window, prompt: list[int], gaps: Sequence[str], adapter: str | None
+) -> float:
     """Causal log-probability of a window's text and the beginning of what follows, given the prompt."""
     after, is_all = first_tokens(tokenizer, window.fixed[-1], _SCORED_TOKENS)
     text = window.before + window.fixed[0]
@@ -334,4 +355,4 @@ def _score(engine: "Engine", tokenizer: Tokenizer, window: Window, gaps: Sequenc
     ids = tokenizer.encode_plain(text)
     if is_all:
         ids = [*ids, engine.model.config.eos_token_id]
-    return sum(engine.score(window.prompt, ids[: engine.max_context - len(window.prompt)], adapter=adapter))
+    return sum(engine.score(prompt, ids[: engine.max_context - len(prompt)], adapter=adapter))

@@ -4,15 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from presswork.engine.borders import last_tokens
-from presswork.engine.engine import Engine
 from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
 from presswork.server.registry import Lease
 from presswork.server.wire import bounded
-from presswork.text.tokenizer import with_token_texts
 
-_FEW = 8  # tokens that a text may have more where it is cut
 _END_OF_TEXT = "<|endoftext|>"  # what some clients send for an empty suffix
 
 
@@ -23,7 +19,6 @@ class Gap:
     Args:
         stop: strings that end it; what would follow them is left out.
         indent: as Engine.fill_gaps.
-        may_cut: of a prefix that does not fit the context the beginning is left out.
         params: of Engine.fill_gaps.
     """
 
@@ -32,7 +27,6 @@ class Gap:
     max_tokens: int
     stop: Sequence[str] = ()
     indent: int = 0
-    may_cut: bool = False
     language: TextLanguage | None = None
     params: Mapping[str, Any]
 
@@ -87,9 +81,8 @@ def _fill(lease: Lease, gap: Gap, num: int) -> Filled:
     params = dict(gap.params)
     if num > 1:
         params["num_candidates"] = max(num, params.get("num_candidates", num))
-    prefix = fitting(lease.model, gap.prefix, gap.max_tokens) if gap.may_cut else gap.prefix
     reply = lease.model.fill_gaps(
-        [prefix, gap.suffix],
+        [gap.prefix, gap.suffix],
         max_tokens=gap.max_tokens,
         gap=gap.language,
         indent=gap.indent,
@@ -106,18 +99,5 @@ def _fill(lease: Lease, gap: Gap, num: int) -> Filled:
         num_tokens += size
         texts.append(text)
         reasons.append("stop" if text != whole or size < gap.max_tokens else "length")
-    prompt = len(tokenizer.encode_plain(prefix + gap.suffix))
-    return Filled(texts, reasons, prompt, num_tokens, is_cut=prefix != gap.prefix)
-
-
-def fitting(engine: Engine, text: str, num_tokens: int) -> str:
-    """As much of a text's end as leaves room for the canvases of so many tokens behind it.
-
-    Editors send all they have that may matter, and look at the beginning last.
-    """
-    tokenizer = with_token_texts(engine.tokenizer, "gaps need", engine.name)
-    canvas = engine.model.config.canvas_length
-    # A gap's canvases show what follows it, in one canvas more at most, and what they share with the prefix.
-    num_canvases = 2 + (num_tokens + canvas // 4) // canvas
-    room = engine.max_context - num_canvases * canvas - _FEW
-    return last_tokens(tokenizer, text, room) if room > 0 else text
+    prompt = reply.num_prompt_tokens + len(tokenizer.encode_plain(gap.suffix))
+    return Filled(texts, reasons, prompt, num_tokens, is_cut=reply.is_cut)

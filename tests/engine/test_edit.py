@@ -155,9 +155,9 @@ def test_spans_come_in_order():
 
 def test_the_token_before_a_part_is_spelt_anew(engine):
     tokenizer = engine.tokenizer
-    ids, text = behind(tokenizer, "def größe(tot")
+    ids, text = behind(tokenizer, "def größe(tot", 99)
     assert tokenizer.decode(ids) + text == "def größe(tot" and text
-    ids, text = behind(tokenizer, "a日")
+    ids, text = behind(tokenizer, "a日", 99)
     assert text == "日" and tokenizer.decode(ids) == "a"
     assert behind(tokenizer, "") == ([], "")
     assert opening(tokenizer) == tokenizer.encode("")
@@ -187,10 +187,22 @@ def test_special_tokens_spelled_in_a_text_are_mere_text(engine):
         assert_kept(reply, text, [(0, 1)])
 
 
-def test_a_text_beyond_the_context_is_refused_before_any_work(engine, monkeypatch):
+def test_texts_longer_than_the_context_are_edited_wherever_they_change(engine):
+    text = SOURCE * 40
+    assert len(engine.tokenizer.encode_plain(text)) > 2 * engine.max_context
+    for start in (30, len(text) // 2, len(text) - 40):
+        span = (start, start + 25)
+        reply = edit(engine, text, spans=[span], strength=1.0)
+        assert reply.text[:start] == text[:start] and reply.text.endswith(text[span[1] :])
+        assert reply.spans[0].old == text[slice(*span)] and 0 < reply.spans[0].confidence <= 1
+
+
+def test_an_instruction_shows_the_whole_text_which_has_to_fit(engine, monkeypatch):
     monkeypatch.setattr(engine, "submit", None)
-    with pytest.raises(RequestError, match=r"does not fit the context of 512 tokens.*edit a part of it"):
-        edit(engine, SOURCE * 40)
+    with pytest.raises(
+        RequestError, match=r"the instruction and the text take .* leave no window of the context of 512"
+    ):
+        edit(engine, SOURCE * 40, "Make it shorter.")
 
 
 def test_windows_after_the_last_change_are_left_alone(engine, monkeypatch):

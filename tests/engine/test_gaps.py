@@ -42,6 +42,18 @@ def test_what_stands_around_the_gaps_comes_back(engine, seed):
     assert [one.score for one in reply.candidates] == sorted((one.score for one in reply.candidates), reverse=True)
 
 
+def test_of_a_text_beyond_the_context_the_end_is_read(engine):
+    texts = [SOURCE * 60, SOURCE]
+    assert len(engine.tokenizer.encode_plain(texts[0])) > 2 * engine.max_context
+    reply = fill(engine, texts, max_tokens=6)
+    assert reply.is_cut and 300 < reply.num_prompt_tokens < engine.max_context and reply.fixed == tuple(texts)
+    # What is read is the end: the same as where nothing else is there.
+    shorter = fill(engine, [texts[0][-2000:], SOURCE], max_tokens=6)
+    assert shorter.is_cut and shorter.texts == reply.texts and shorter.num_prompt_tokens == reply.num_prompt_tokens
+    whole = fill(engine, [SOURCE, SOURCE], max_tokens=6)
+    assert not whole.is_cut and whole.num_prompt_tokens < 60
+
+
 @pytest.mark.parametrize("most", [1, 3, 20])
 @pytest.mark.parametrize("behind", [1, 10])
 def test_gaps_take_no_more_tokens_than_they_may(engine, most, behind):

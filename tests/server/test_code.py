@@ -8,9 +8,8 @@ import time
 import httpx
 import pytest
 
-from presswork.engine.loader import load
 from presswork.errors import QueueFullError, RequestError
-from presswork.server.gaps import fitting, until_stop
+from presswork.server.gaps import until_stop
 from presswork.server.registry import Workers
 from presswork.server.tagged import Sketch, read_next_edit, read_sketch
 
@@ -87,16 +86,6 @@ def test_of_context_that_does_not_fit_the_end_is_read(served):
     content = NEXT_EDIT.replace("x = 1", "x = 1\n" * 2000)
     told = post(served, "/v1/edit/completions", {"messages": [{"role": "user", "content": content}]})
     assert told.status_code == 200 and told.json()["choices"][0]["message"]["content"].startswith("```\n")
-
-
-def test_the_end_of_a_text_is_cut_between_characters(folder):
-    engine = load(folder)
-    text = "größe = 1\n" * 300
-    for num_tokens in (1, 20, 100):
-        end = fitting(engine, text, num_tokens)
-        assert text.endswith(end) and 0 < len(end) < len(text)
-        engine.fill_gaps([end, "x" * 400], max_tokens=num_tokens, max_denoising_steps=1, num_candidates=1)
-    assert fitting(engine, "short", 4) == "short"
 
 
 def test_gaps_and_decisions_are_in_the_servers_figures(served):

@@ -69,7 +69,7 @@ def test_filled_gaps_are_counted(engine):
     def fill_gaps(fixed, **asked):
         gap = "alpha" if asked["seed"] == 1 else "gamma"
         return GapsReply(
-            fixed=tuple(fixed), texts=(gap,), wall_s=0.0,
+            fixed=tuple(fixed), texts=(gap,), num_prompt_tokens=1, is_cut=False, wall_s=0.0,
             candidates=[GapsCandidate(texts=(gap,), score=0.0, num_denoise_steps=3)] * 2,
         )  # fmt: skip
 

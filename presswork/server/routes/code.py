@@ -14,7 +14,7 @@ from presswork.engine.edit import EditReply
 from presswork.engine.engine import Engine
 from presswork.errors import RequestError
 from presswork.server.errors import HttpError
-from presswork.server.gaps import Filled, Gap, fill_gap, fitting, stops_of, suffix_of, until_stop
+from presswork.server.gaps import Filled, Gap, fill_gap, stops_of, suffix_of, until_stop
 from presswork.server.generation import warm
 from presswork.server.registry import Lease
 from presswork.server.routes.chat import checked_choices
@@ -152,15 +152,14 @@ async def infill(request: Request, body: InfillRequest) -> Response:
             if num:
                 gap = Gap(
                     prefix=prefix, suffix=body.input_suffix, max_tokens=num, stop=stops_of(body.stop),
-                    indent=body.n_indent or 0, may_cut=True, params=params,
+                    indent=body.n_indent or 0, params=params,
                 )  # fmt: skip
                 found = await fill_gap(lease, gap, num_wanted)
             else:
-                # As the next gap will be, so that it finds what is computed here.
-                text = await lease.read(fitting, lease.model, prefix, _INFILL_TOKENS)
-                ids = await lease.read(lambda: lease.model.encode_prompt(text, raw=True))
-                await warm(lease, ids)
-                found = Filled([""], ["stop"], len(ids), 0, is_cut=text != prefix)
+                ids = await lease.read(lambda: lease.model.encode_prompt(prefix, raw=True))
+                room = lease.model.max_context - lease.model.model.config.canvas_length
+                await warm(lease, ids[-room:])
+                found = Filled([""], ["stop"], min(len(ids), room), 0, is_cut=len(ids) > room)
             server_of(request).metrics.count_tokens(lease.name, found.prompt_tokens, found.completion_tokens)
             took_ms = 1000 * (time.perf_counter() - started)
             return [_infilled(body, lease, found, number, took_ms) for number in range(len(found.texts))]
@@ -321,10 +320,8 @@ def _edited_region(lease: Lease, asked: NextEdit, params: Mapping[str, Any]) -> 
     if not asked.region:
         return asked.region
     head = f"{asked.context}\n\n" if asked.context else ""
-    # A region may grow by half and a few tokens more.
-    before = fitting(lease.model, head + asked.before, 16 + 2 * len(lease.model.encode_prompt(asked.region, raw=True)))
-    text = before + asked.region + asked.after
-    start = len(before)
+    text = head + asked.before + asked.region + asked.after
+    start = len(head) + len(asked.before)
     reply = lease.model.edit(text, spans=[(start, start + len(asked.region))], adapter=lease.adapter, **params)
     return reply.spans[0].new
 
