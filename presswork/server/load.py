@@ -104,7 +104,7 @@ async def run_load(
 
 
 def summary(results: Sequence[Result], wall_s: float) -> dict[str, Any]:
-    """Percentiles and sums over the requests that were answered."""
+    """Percentiles and sums over the requests that were answered; `request_` is of each request by itself."""
     answered = [one for one in results if one.error is None]
     canvases = sum(one.num_canvases for one in answered)
     return {
@@ -114,6 +114,10 @@ def summary(results: Sequence[Result], wall_s: float) -> dict[str, Any]:
         "requests_per_s": len(answered) / wall_s,
         "tokens_per_s": sum(one.num_tokens for one in answered) / wall_s,
         "steps_per_canvas": sum(one.num_steps for one in answered) / canvases if canvases else None,
+        "request_tokens_per_s": _percentiles([one.num_tokens / one.latency_s for one in answered if one.latency_s]),
+        "request_steps_per_canvas": _percentiles(
+            [one.num_steps / one.num_canvases for one in answered if one.num_canvases]
+        ),
         "first_text_s": _percentiles([one.first_text_s for one in answered if one.first_text_s is not None]),
         "latency_s": _percentiles([one.latency_s for one in answered if one.latency_s is not None]),
     }

@@ -159,7 +159,7 @@ def test_the_token_before_a_part_is_spelt_anew(engine):
     assert tokenizer.decode(ids) + text == "def größe(tot" and text
     ids, text = behind(tokenizer, "a日", 99)
     assert text == "日" and tokenizer.decode(ids) == "a"
-    assert behind(tokenizer, "") == ([], "")
+    assert behind(tokenizer, "", 99) == ([], "")
     assert opening(tokenizer) == tokenizer.encode("")
 
 

@@ -46,6 +46,11 @@ def test_percentiles_by_hand():
     report = summary([*results, Result(error="x")], 10.0)
     assert report["num_ok"] == 100 and report["errors"] == {"x": 1} and report["tokens_per_s"] == 100.0
     assert report["latency_s"] == {"p50": 50.0, "p90": 90.0, "p99": 99.0, "mean": 49.5, "max": 99.0}
+    assert report["request_steps_per_canvas"] == {"p50": 4.0, "p90": 4.0, "p99": 4.0, "mean": 4.0, "max": 4.0}
+    # Of the 99 that took any time, ten tokens in 1 to 99 seconds.
+    assert (
+        report["request_tokens_per_s"]["p50"] == pytest.approx(10 / 50) and report["request_tokens_per_s"]["max"] == 10
+    )
     assert summary([], 1.0)["latency_s"] is None
 
 

@@ -1,10 +1,12 @@
 """OpenAI's own client drives chat, completions and models; streams say what whole answers say."""
 
+import asyncio
 import json
 from pathlib import Path
 
 import httpx
 import openai
+import pydantic
 import pytest
 import torch
 
@@ -114,6 +116,50 @@ def test_required_tools_are_called_and_their_arguments_are_json(client):
                 assert delta.index == 0
         assert (name, json.loads(arguments)) == (call.function.name, json.loads(call.function.arguments))
         assert len(ids) == 1
+
+
+class Found(pydantic.BaseModel):
+    """What a schema asks for."""
+
+    n: int
+    far: bool
+
+
+def test_the_clients_helpers_for_forms_and_streams_work(client):
+    ask = dict(model="tiny", messages=HELLO, max_tokens=60, seed=4)
+    parsed = client.chat.completions.parse(**ask, response_format=Found).choices[0].message.parsed
+    assert isinstance(parsed, Found)
+    items = client.responses.parse(
+        model="tiny", input=HELLO, max_output_tokens=60, text_format=Found, extra_body={"seed": 4}
+    )
+    assert isinstance(items.output_parsed, Found)
+    with client.chat.completions.stream(**ask) as stream:
+        deltas = [event.delta for event in stream if event.type == "content.delta"]
+        whole = stream.get_final_completion()
+    text = client.chat.completions.create(**ask).choices[0].message.content
+    assert "".join(deltas) == text == whole.choices[0].message.content
+
+
+def test_the_asynchronous_client_streams_too(served, client):
+    ask = dict(model="tiny", messages=HELLO, max_tokens=30, seed=4)
+
+    async def streamed() -> str:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as asynchronous:
+            chunks = await asynchronous.chat.completions.create(**ask, stream=True)
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks if chunk.choices])
+
+    assert asyncio.run(streamed()) == client.chat.completions.create(**ask).choices[0].message.content
+
+
+def test_the_client_is_told_what_these_models_do_not_make(client):
+    for call in (
+        lambda: client.embeddings.create(model="tiny", input="a"),
+        lambda: client.images.generate(model="tiny", prompt="a"),
+        lambda: client.audio.speech.create(model="tiny", voice="alloy", input="a"),
+    ):
+        with pytest.raises(openai.InternalServerError, match="no such output") as raised:
+            call()
+        assert raised.value.status_code == 501
 
 
 def test_a_named_function_is_called_once(client):

@@ -41,6 +41,7 @@ _Context = Annotated[int | None, typer.Option(help="Positions of a sequence; the
 _Running = Annotated[int, typer.Option(help="Requests that share passes.", min=1)]
 _Waiting = Annotated[int, typer.Option(help="Requests that may wait; one more gets 429.", min=1)]
 _Deadline = Annotated[float | None, typer.Option(help="Seconds a request may take, queue included.", min=0)]
+_Body = Annotated[int, typer.Option(help="Largest body of a request, in MiB; a larger one gets 413.", min=1)]
 _Origins = Annotated[list[str] | None, typer.Option(help="Origins whose pages may call; * is any.", show_default=False)]
 _Replicas = Annotated[int | None, typer.Option(help="Run so many servers behind one address, with Ray.", min=1)]
 _MostReplicas = Annotated[int | None, typer.Option(help="As many replicas as requests ask for.", min=1)]
@@ -63,6 +64,7 @@ def serve(
     max_running: _Running = 32,
     max_waiting: _Waiting = 1024,
     deadline_s: _Deadline = None,
+    max_body_mib: _Body = 16,
     cors_origin: _Origins = None,
     replicas: _Replicas = None,
     max_replicas: _MostReplicas = None,
@@ -91,7 +93,8 @@ def serve(
         models=named, adapters=_adapters(adapter or [], next(iter(named))), device=device, dtype=dtype,
         engine=EngineConfig(max_running=max_running, max_waiting=max_waiting, max_context=max_context),
         memory_bytes=None if memory_gib is None else int(memory_gib * 2**30), idle_s=idle_s, is_local=_is_local(host),
-        api_keys=_keys(api_key or [], api_key_file), deadline_s=deadline_s, cors_origins=tuple(cors_origin or ()),
+        api_keys=_keys(api_key or [], api_key_file), deadline_s=deadline_s, max_body_bytes=max_body_mib << 20,
+        cors_origins=tuple(cors_origin or ()),
     )  # fmt: skip
     if replicas is None:
         if max_replicas is not None or replica_cpus is not None or ray_address is not None:
