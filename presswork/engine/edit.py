@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from presswork.engine.changes import changes_between, mean_over
 from presswork.engine.params import SamplingParams, refuse_decided
 from presswork.engine.rewrite import (
     Rewriting,
@@ -44,13 +45,14 @@ _DECIDED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditedSpan:
-    """A part of a text before and after an edit.
+    """A part of a text before and after an edit, or a change in one.
 
     Args:
         start, stop: characters of the old text.
         old, new: what stood and stands there.
         confidence: mean probability of the new tokens in the causal mode, given all before them; 1 where nothing
-            changed; of a part edited in several pieces, the least.
+            changed; of a part edited in several pieces, the least. Of a change that only takes something away, the
+            probability of the token that follows now.
     """
 
     start: int
@@ -67,12 +69,14 @@ class EditReply:
     Args:
         old, text: before and after.
         spans: every part that was open to change, in order.
+        changes: every stretch of words that changed, in order.
         num_denoise_steps: over all windows and candidates.
     """
 
     old: str
     text: str
     spans: list[EditedSpan]
+    changes: list[EditedSpan]
     num_denoise_steps: int
     wall_s: float
 
@@ -100,6 +104,7 @@ class _Progress:
     place: int = 0
     changes_left: int | None = None
     pieces: list[EditedSpan] = field(default_factory=list)
+    changes: list[EditedSpan] = field(default_factory=list)
     num_denoise_steps: int = 0
 
 
@@ -142,6 +147,7 @@ def edit(
         old=text,
         text=progress.done + text[progress.place :],
         spans=[_joined(text, span, progress.pieces) for span in wanted],
+        changes=progress.changes,
         num_denoise_steps=progress.num_denoise_steps,
         wall_s=time.perf_counter() - started,
     )
@@ -249,9 +255,18 @@ def _edit_window(
         progress.changes_left = left - found[0].num_changes
     progress.num_denoise_steps += sum(one.num_denoise_steps for one in found)
     for number, ((start, stop), new) in enumerate(zip(group, found[0].gaps, strict=True)):
-        same = new == text[start:stop]
-        sure = 1.0 if same else _confidence(engine, tokenizer, progress, new, common.adapter)
-        progress.pieces.append(EditedSpan(start=start, stop=stop, old=text[start:stop], new=new, confidence=sure))
+        was, sure = text[start:stop], 1.0
+        if new != was:
+            sizes, probabilities = _probabilities(engine, tokenizer, progress, new, common.adapter)
+            sure = mean_over(new, slice(0, len(new)), sizes, probabilities)
+            for gone, come in changes_between(was, new):
+                own = mean_over(new, come, sizes, probabilities)
+                progress.changes.append(
+                    EditedSpan(
+                        start=start + gone.start, stop=start + gone.stop, old=was[gone], new=new[come], confidence=own
+                    )
+                )
+        progress.pieces.append(EditedSpan(start=start, stop=stop, old=was, new=new, confidence=sure))
         progress.done += new + (between[number] if number < len(between) else "")
 
 
@@ -272,13 +287,16 @@ def _grown(num_tokens: int) -> int:
     return num_tokens + num_tokens // 2 + _SLACK
 
 
-def _confidence(engine: "Engine", tokenizer: Tokenizer, progress: _Progress, new: str, adapter: str | None) -> float:
-    """Mean causal probability of a part's tokens behind the text so far; 1 where it is empty."""
+def _probabilities(
+    engine: "Engine", tokenizer: Tokenizer, progress: _Progress, new: str, adapter: str | None
+) -> tuple[list[int], list[float]]:
+    """(bytes, causal probability) of each of a part's tokens behind the text so far."""
     ids = tokenizer.encode_plain(new)
     if not ids:
-        return 1.0
+        return [], []
     history, last = behind(tokenizer, progress.done, engine.max_context)
     history += tokenizer.encode_plain(last)
     room = engine.max_context - len(progress.opening) - len(ids)
     given = [*progress.opening, *history[max(0, len(history) - room) :]]
-    return sum(map(math.exp, engine.score(given, ids, adapter=adapter))) / len(ids)
+    sizes = [len(tokenizer.all_token_bytes[i]) for i in ids]
+    return sizes, [math.exp(logprob) for logprob in engine.score(given, ids, adapter=adapter)]

@@ -1,6 +1,8 @@
 """Makes the corpus and the tokenizer of the `code` model.
 
     pip download --no-deps --only-binary :all: --dest data/wheels --requirement recipes/data/code_packages.txt
+    apt-get download python3.11-doc postgresql-doc-15 sqlite3-doc python-django-doc  # on Debian 12
+    for package in *-doc*.deb; do dpkg-deb --extract "$package" data/pages; done
     python recipes/data/code.py --wheels data/wheels --pages data/pages --out data/code
 
 Of the wheels only permissive ones are read. Pages are HTML below a folder, such as unpacked documentation packages.

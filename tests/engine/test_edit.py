@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from presswork.engine.changes import changes_between, mean_over
 from presswork.engine.edit import EditReply, _windows, checked_spans
 from presswork.engine.engine import Engine, EngineConfig
 from presswork.engine.rewrite import behind, opening
@@ -187,6 +188,33 @@ def test_special_tokens_spelled_in_a_text_are_mere_text(engine):
         assert_kept(reply, text, [(0, 1)])
 
 
+def test_changes_turn_the_old_text_into_the_new_one(engine):
+    """Whatever changed, and with how sure the model is of each by itself."""
+    for seed in range(6):
+        spans = [(4, 20), (40, 70)] if seed % 2 else None
+        reply = edit(engine, SOURCE, spans=spans, strength=1.0, seed=seed)
+        text = SOURCE
+        for change in reversed(reply.changes):
+            assert text[change.start : change.stop] == change.old != change.new and 0 < change.confidence <= 1
+            assert spans is None or any(a <= change.start and change.stop <= b for a, b in spans)
+            text = text[: change.start] + change.new + text[change.stop :]
+        assert text == reply.text and reply.changes
+    assert edit(engine, SOURCE, strength=0.0).changes == []
+
+
+def test_how_sure_a_change_is_is_the_mean_of_its_own_tokens():
+    old, new = "total = a + b", "total = größe + b * 2"
+    changes = list(changes_between(old, new))
+    assert [(old[a], new[b]) for a, b in changes] == [("a", "größe"), ("", " * 2")]
+    # Tokens: "total =", " gr", "öß" (4 bytes), "e +", " b", " *", " 2".
+    sizes, probabilities = [7, 3, 4, 3, 2, 2, 2], [0.9, 0.5, 0.4, 0.3, 0.8, 0.2, 0.1]
+    found = [mean_over(new, part, sizes, probabilities) for _, part in changes]
+    assert found == pytest.approx([(0.5 + 0.4 + 0.3) / 3, (0.2 + 0.1) / 2])
+    ((gone, come),) = changes_between("a b c", "a c")
+    assert ("a b c"[gone], "a c"[come]) == ("b ", "") and mean_over("a c", come, [2, 1], [0.9, 0.6]) == 0.6
+    assert mean_over("a", slice(1, 1), [1], [0.3]) == 1.0
+
+
 def test_texts_longer_than_the_context_are_edited_wherever_they_change(engine):
     text = SOURCE * 40
     assert len(engine.tokenizer.encode_plain(text)) > 2 * engine.max_context
@@ -214,6 +242,8 @@ def test_windows_after_the_last_change_are_left_alone(engine, monkeypatch):
 
 
 def test_a_diff_is_a_patch_whatever_separators_a_text_has(engine):
-    reply = EditReply(old="a\x0cb\nc\u2028d\r\ne", text="a\x0cb\nC\r\ne", spans=[], num_denoise_steps=0, wall_s=0.0)
+    reply = EditReply(
+        old="a\x0cb\nc\u2028d\r\ne", text="a\x0cb\nC\r\ne", spans=[], changes=[], num_denoise_steps=0, wall_s=0.0
+    )
     lines = reply.diff().split("\n")
     assert lines[3:] == [" a\x0cb", "-c\u2028d\r", "+C\r", " e", "\\ No newline at end of file", ""]

@@ -104,7 +104,7 @@ def test_edits_are_counted(engine):
         new = {"good": "alpha", "none": text[slice(*spans[0])], "leak": "alpha"}[asked["kind"]]
         whole = text[: spans[0][0]] + new + text[spans[0][1] :] + ("!" if asked["kind"] == "leak" else "")
         span = EditedSpan(start=spans[0][0], stop=spans[0][1], old="", new=new, confidence=1.0)
-        return EditReply(old=text, text=whole, spans=[span], num_denoise_steps=5, wall_s=0.0)
+        return EditReply(old=text, text=whole, spans=[span], changes=[], num_denoise_steps=5, wall_s=0.0)
 
     def counted(kind):
         found = evaluate_edit(SimpleNamespace(edit=edit), [TASK], 0, share=0.2, strength=0.5, kind=kind)  # type: ignore[arg-type]

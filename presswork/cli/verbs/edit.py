@@ -1,6 +1,7 @@
 """`presswork edit`."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,8 @@ from presswork.text.lines import split_lines, without_end
 from presswork.weights.hub import DEFAULT_MODEL
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+_MOST_SHOWN, _BRIEF = 20, 40
 
 
 @app.command()
@@ -58,16 +61,22 @@ def edit(
     if apply and reply.text != text:
         write_atomically(file, reply.text)
     if as_json:
-        changed = [
-            {"start": s.start, "stop": s.stop, "old": s.old, "new": s.new, "confidence": s.confidence}
-            for s in reply.spans
-            if s.new != s.old
-        ]
-        print_json({"model": engine.name, "text": reply.text, "diff": reply.diff(name), "changed": changed})
+        changed = [asdict(span) for span in reply.spans if span.new != span.old]
+        found = {"changed": changed, "changes": [asdict(change) for change in reply.changes]}
+        print_json({"model": engine.name, "text": reply.text, "diff": reply.diff(name), **found})
         return
     write_text(reply.diff(name))
     num = sum(part.new != part.old for part in reply.spans)
     note(f"{num} of {len(reply.spans)} parts changed, {reply.num_denoise_steps} denoise steps, {reply.wall_s:.2f} s")
+    for change in reply.changes[:_MOST_SHOWN]:
+        line = 1 + text.count("\n", 0, change.start)
+        note(f"line {line}: {_brief(change.old)} becomes {_brief(change.new)}, {change.confidence:.0%} sure")
+    if len(reply.changes) > _MOST_SHOWN:
+        note(f"and {len(reply.changes) - _MOST_SHOWN} changes more; --json tells all")
+
+
+def _brief(text: str) -> str:
+    return repr(text if len(text) <= _BRIEF else f"{text[:_BRIEF]}...")
 
 
 def span_of(text: str, given: str) -> tuple[int, int]:

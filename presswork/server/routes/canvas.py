@@ -1,5 +1,6 @@
 """The canvas itself over HTTP: gaps and edits with everything that the engine takes."""
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -80,15 +81,12 @@ async def edit(request: Request, body: CanvasEditRequest) -> dict[str, Any]:
                 max_changes=body.max_changes, num_candidates=body.num_candidates, seed=body.seed,
                 adapter=lease.adapter, **_given(body),
             )  # fmt: skip
-            spans = [
-                {"start": one.start, "stop": one.stop, "old": one.old, "new": one.new, "confidence": one.confidence}
-                for one in reply.spans
-            ]
             return {
                 "model": body.model or lease.name,
                 "text": reply.text,
                 "diff": await lease.read(reply.diff),
-                "spans": spans,
+                "spans": [asdict(one) for one in reply.spans],
+                "changes": [asdict(one) for one in reply.changes],
                 "denoise_steps": reply.num_denoise_steps,
                 "wall_s": reply.wall_s,
             }

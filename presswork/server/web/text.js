@@ -57,7 +57,7 @@ export function setUpEdit() {
     edited = told.text;
     $("edit-take").hidden = !told.diff;
     $("edit-diff").replaceChildren(...(told.diff ? diffLines(told.diff) : ["Nothing changed."]));
-    const sure = told.spans.map((one) => `${(100 * one.confidence).toFixed(0)}%`).join(", ");
+    const sure = told.changes.map((one) => `${(100 * one.confidence).toFixed(0)}%`).join(", ") || "-";
     $("edit-stats").replaceChildren(stats(`confidence ${sure} · ${told.denoise_steps} steps · ${told.wall_s.toFixed(2)} s`));
   });
   $("edit-take").addEventListener("click", () => {
