@@ -38,7 +38,11 @@ def test_what_stands_around_the_gaps_comes_back(engine, seed):
     most = rng.choice([None, 3, 60])
     reply = fill(engine, fixed, seed=seed, max_tokens=most)
     assert reply.fixed == tuple(fixed) and len(reply.texts) == len(fixed) - 1
-    assert reply.completed == fixed[0] + "".join(a + b for a, b in zip(reply.texts, fixed[1:], strict=True))
+    rest = reply.completed
+    for text, gap in zip(fixed, (*reply.texts, ""), strict=True):
+        assert rest.startswith(text + gap)
+        rest = rest[len(text + gap) :]
+    assert not rest
     assert [one.score for one in reply.candidates] == sorted((one.score for one in reply.candidates), reverse=True)
 
 
@@ -94,9 +98,17 @@ def test_a_gap_may_be_longer_than_a_canvas(engine):
 
 
 def test_the_likeliest_candidate_is_the_one_the_causal_mode_scores_best(engine):
-    reply = fill(engine, ["def add(a, b):\n", "    return total\n"], num_candidates=4, seed=3)
-    assert len({one.texts for one in reply.candidates}) > 1
-    assert reply.texts == reply.candidates[0].texts
+    fixed, encode = ["def add(a, b):\n", "    return total\n"], engine.tokenizer.encode_plain
+    reply = fill(engine, fixed, num_candidates=4, seed=3)
+    assert len({one.texts for one in reply.candidates}) > 1 and reply.texts == reply.candidates[0].texts
+    # The last token before the gap is written again, and the end counts.
+    begin, prompt, scores = engine.tokenizer.encode("")[:1], encode(fixed[0])[:-1], []
+    for one in reply.candidates:
+        whole = [*encode(fixed[0] + one.texts[0] + fixed[1]), EOS_ID]
+        assert whole[: len(prompt)] == prompt
+        scores.append(sum(engine.score([*begin, *prompt], whole[len(prompt) :])))
+    assert [one.score for one in reply.candidates] == pytest.approx(scores, abs=1e-3)
+    assert scores == sorted(scores, reverse=True)
 
 
 @pytest.mark.parametrize(
