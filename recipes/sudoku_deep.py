@@ -1,4 +1,8 @@
-"""The embedded `sudoku` model, last of three runs: twice the layers, longer walks; see recipes/sudoku.py."""
+"""A deeper `sudoku` model: twice the layers of the embedded one, on longer walks; see docs/decisions/0020.
+
+python recipes/weights/deepen.py runs/sudoku_walks/model --out runs/sudoku_twice/model
+presswork train recipes/sudoku_deep.py
+"""
 
 from pathlib import Path
 
@@ -19,7 +23,7 @@ def recipe() -> Recipe:
             walk=WalkConfig(num_steps=28, t_min=0.5, t_max=0.9, entropy_bound=0.5, visits=0),
         ),
         train=TrainConfig(
-            num_steps=3600,
+            num_steps=2000,
             optimizer=OptimizerConfig(peak_rate=1e-3, algorithm="muon", warmup_steps=50, final_share=0.02),
             ema_decay=0.998,
             compile=True,
