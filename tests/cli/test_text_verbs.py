@@ -11,7 +11,7 @@ import torch
 from presswork.cli import app
 from presswork.cli.files import read_text, write_atomically
 from presswork.cli.verbs.edit import span_of
-from presswork.cli.verbs.fill import split_at
+from presswork.cli.verbs.fill import _indent_of, split_at
 from presswork.errors import RequestError
 from presswork.tasks.code.tokenizer import EOS_ID, TEMPLATE, train_tokenizer
 from presswork.tasks.text_files import write_text_files

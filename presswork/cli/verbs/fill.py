@@ -17,36 +17,39 @@ from presswork.weights.hub import DEFAULT_MODEL
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
+_At = Annotated[
+    str | None, typer.Option(metavar="LINE:COLUMN", help="Where the gap is; both count from 1.", show_default=False)
+]
+_Marker = Annotated[
+    str | None, typer.Option(help="What marks each gap in the file, such as <GAP>.", show_default=False)
+]
+_MaxTokens = Annotated[int | None, typer.Option(help="Of all gaps together, at most.", min=1, show_default=False)]
+_Regex = Annotated[
+    str | None, typer.Option(help="What each gap may hold, as a regular expression.", show_default=False)
+]
+_Choice = Annotated[
+    list[str] | None, typer.Option(help="What each gap may hold; may be given several times.", show_default=False)
+]
+_Indent = Annotated[
+    str,
+    typer.Option(
+        metavar="SPACES|auto|none",
+        help="Of lines that a gap begins, at least; auto: as much as the line the gap is in, in .py files.",
+    ),
+]
+
 
 @app.command()
 def fill(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(help="The text with a gap; - reads standard input.")],
     model: ModelOption = DEFAULT_MODEL,
-    at: Annotated[
-        str | None,
-        typer.Option(metavar="LINE:COLUMN", help="Where the gap is; both count from 1.", show_default=False),
-    ] = None,
-    marker: Annotated[
-        str | None, typer.Option(help="What marks each gap in the file, such as <GAP>.", show_default=False)
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Of all gaps together, at most.", min=1, show_default=False)
-    ] = None,
-    regex: Annotated[
-        str | None, typer.Option(help="What each gap may hold, as a regular expression.", show_default=False)
-    ] = None,
-    choice: Annotated[
-        list[str] | None,
-        typer.Option(help="What each gap may hold; may be given several times.", show_default=False),
-    ] = None,
-    indent: Annotated[
-        str,
-        typer.Option(
-            metavar="SPACES|auto|none",
-            help="Of lines that a gap begins, at least; auto: as much as the line the gap is in, in .py files.",
-        ),
-    ] = "auto",
+    at: _At = None,
+    marker: _Marker = None,
+    max_tokens: _MaxTokens = None,
+    regex: _Regex = None,
+    choice: _Choice = None,
+    indent: _Indent = "auto",
     candidates: Annotated[int, typer.Option(help="Ways to fill the gaps, the likeliest counts.", min=1, max=16)] = 4,
     steps: StepsOption = None,
     seed: SeedOption = 0,

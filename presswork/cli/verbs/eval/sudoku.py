@@ -17,6 +17,9 @@ from presswork.tasks.sudoku.evaluate import evaluate_puzzles, load_puzzles
 from presswork.tasks.sudoku.generate import generate, parse_clues
 
 _NUM = 1000
+_Tries = Annotated[
+    int, typer.Option(help="Canvases a puzzle may take, each under another symmetry; the rules judge.", min=1)
+]
 
 
 def sudoku(
@@ -28,9 +31,7 @@ def sudoku(
     seed: Annotated[int, typer.Option(help="Of the puzzles and of the requests.", min=0)] = 0,
     puzzles: Annotated[Path | None, typer.Option(help="Take puzzles from a file, one a line.")] = None,
     steps: StepsOption = None,
-    tries: Annotated[
-        int, typer.Option(help="Canvases a puzzle may take, each under another symmetry; the rules judge.", min=1)
-    ] = 1,
+    tries: _Tries = 1,
     is_kept: Annotated[bool, typer.Option("--keep", help="Keep the canvas to nine lines of digits.")] = False,
     is_held: Annotated[
         bool, typer.Option("--hold", help="Hold the clues in the canvas too, and keep it to nine lines of digits.")
@@ -50,7 +51,6 @@ def sudoku(
     Examples:
       presswork eval sudoku --num 1000 --clues minimal --seed 1 --json
       presswork eval sudoku --clues minimal --tries 8 --mode diffusion
-      presswork eval sudoku --clues minimal --hold --mode diffusion
       presswork eval sudoku --puzzles top1465.txt --mode diffusion
     """
     modes = chosen_modes(mode)
@@ -75,15 +75,12 @@ def sudoku(
             tries=tries, is_kept=is_kept, is_held=is_held, on_progress=on_progress, **sampling,
         )  # fmt: skip
     source = {"clues": str(wanted)} if puzzles is None else {"puzzles": str(puzzles)}
-    report = {"model": model, **source, **_form(is_kept=is_kept, is_held=is_held), **report}
+    form = {"held": True} if is_held else {"kept": True} if is_kept else {}
+    report = {"model": model, **source, **form, **report}
     if as_json:
         print_json(report)
-        return
-    _print_report(report)
-
-
-def _form(*, is_kept: bool, is_held: bool) -> dict[str, bool]:
-    return {"held": True} if is_held else {"kept": True} if is_kept else {}
+    else:
+        _print_report(report)
 
 
 def _print_report(report: dict[str, Any]) -> None:
