@@ -109,7 +109,7 @@ class SamplingParams:
         _check_count("top_k", self.top_k, 0, _MAX_ID)
         _check_count("max_denoising_steps", self.max_denoising_steps, 1)
         _check_count("canvas_length", self.canvas_length, 1, optional=True)
-        _check_count("commit_after", self.commit_after, 1, optional=True)
+        _check_count("commit_after", self.commit_after, 1, _MAX_ID, optional=True)
         _check_count("logprobs", self.logprobs, 0, 20, optional=True)
         _check_real("temperature", self.temperature, 0.0, 100.0)
         _check_real("top_p", self.top_p, 0.0, 1.0, open_low=True)
