@@ -138,12 +138,14 @@ def test_a_filled_line_is_judged_by_its_text_and_its_tests(engine, tmp_path, mon
         asked.append((prefix, suffix, params["seed"]))
         best = FillCandidate(text=next(lines), length=3, score=-1.0, num_denoise_steps=4)
         worse = FillCandidate(text="", length=4, score=-2.0, num_denoise_steps=7)
-        return FillReply(prefix=prefix, text=best.text, suffix=suffix, candidates=[best, worse], wall_s=0.1)
+        kept = prefix if len(asked) < 3 else prefix[:-1]
+        return FillReply(prefix=kept, text=best.text, suffix=suffix, candidates=[best, worse], wall_s=0.1)
 
     monkeypatch.setattr(engine, "fill", fill)
     counts: list[int] = []
     report = evaluate_infill(engine, tasks, 5, on_progress=counts.append)
     assert report["exact"] == 1 / 3 and report["passed"] == 2 / 3 and report["mean_steps"] == 5.5
+    assert report["preserved"] == 2 / 3
     assert asked == [(task.prefix, task.suffix, 5) for task in tasks] and counts == [1, 2, 3]
 
 

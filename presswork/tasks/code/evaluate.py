@@ -26,6 +26,8 @@ from presswork.training.packing import PackConfig, PackedBatches, load_documents
 
 Progress = Callable[[int], None]
 Way = Literal["diffusion", "gaps", "ar"]
+_Written = tuple[str | None, str, list[int]]
+"""The line, None if no candidate is text; the whole text, empty without a line; steps, of one canvas or of all."""
 
 LINE_TOKENS = 24
 """Most free tokens of a missing line; every length up to it is tried."""
@@ -57,21 +59,23 @@ def evaluate_infill(
             likeliest token each time.
         on_progress: called with the number done.
         params: of the requests, fields of SamplingParams.
-    Returns: num; exact (share of lines that are the reference's), passed (share whose tests pass), mean_steps (denoise
+    Returns: num; exact (share of lines that are the reference's), passed (share whose tests pass), preserved (share
+        that came back with prefix and suffix as they were; without a reply, a task does not count), mean_steps (denoise
         steps of a canvas; for gaps, of all candidates; for ar, tokens of a line), wall_s (of writing, without the
         tests).
     """
     write = {"diffusion": _filled_line, "gaps": _gap_line, "ar": _continued_line}[way]
-    num_exact = num_passed = 0
+    num_exact = num_passed = num_preserved = 0
     steps: list[int] = []
     wall_s = 0.0
     for done, task in enumerate(tasks, start=1):
         started = time.perf_counter()
-        line, taken = write(engine, task, seed, params)
+        line, completed, taken = write(engine, task, seed, params)
         wall_s += time.perf_counter() - started
         steps += taken
         num_exact += line in (task.middle, f"{task.middle}\n")
         num_passed += line is not None and task.check(line).passed
+        num_preserved += completed.startswith(task.prefix) and completed.endswith(task.suffix)
         if on_progress is not None:
             on_progress(done)
     num = len(tasks)
@@ -79,6 +83,7 @@ def evaluate_infill(
         "num": num,
         "exact": num_exact / max(1, num),
         "passed": num_passed / max(1, num),
+        "preserved": num_preserved / max(1, num),
         "mean_steps": sum(steps) / max(1, len(steps)),
         "wall_s": wall_s,
     }
@@ -184,32 +189,31 @@ def is_function(source: str) -> bool:
     return len(found) == 1 and isinstance(found[0], ast.FunctionDef) and len(found[0].body) > 1
 
 
-def _filled_line(engine: Engine, task: InfillTask, seed: int, params: dict[str, Any]) -> tuple[str | None, list[int]]:
-    """(the gap's text, None if no candidate is text; steps of each candidate's canvas)."""
+def _filled_line(engine: Engine, task: InfillTask, seed: int, params: dict[str, Any]) -> _Written:
+    """The best candidate's line, and the steps of each candidate's canvas."""
     try:
         reply = engine.fill(task.prefix, task.suffix, lengths=range(1, LINE_TOKENS + 1), seed=seed, **params)
     except GenerationError:
-        return None, []
-    return reply.text, [candidate.num_denoise_steps for candidate in reply.candidates]
+        return None, "", []
+    return reply.text, reply.completed, [candidate.num_denoise_steps for candidate in reply.candidates]
 
 
-def _gap_line(engine: Engine, task: InfillTask, seed: int, params: dict[str, Any]) -> tuple[str | None, list[int]]:
-    """(the gap's text, None if no candidate is text; denoise steps)."""
+def _gap_line(engine: Engine, task: InfillTask, seed: int, params: dict[str, Any]) -> _Written:
+    """The best candidate's line, and the denoise steps of all candidates."""
     try:
         reply = engine.fill_gaps([task.prefix, task.suffix], max_tokens=LINE_TOKENS, seed=seed, **params)
     except GenerationError:
-        return None, []
-    return reply.texts[0], [sum(one.num_denoise_steps for one in reply.candidates)]
+        return None, "", []
+    return reply.texts[0], reply.completed, [sum(one.num_denoise_steps for one in reply.candidates)]
 
 
-def _continued_line(
-    engine: Engine, task: InfillTask, seed: int, params: dict[str, Any]
-) -> tuple[str | None, list[int]]:
-    """(the line from its beginning to its end; its tokens)."""
+def _continued_line(engine: Engine, task: InfillTask, seed: int, params: dict[str, Any]) -> _Written:
+    """The line from its beginning to its end, and its tokens; the suffix stands behind it unread."""
     # The token at the border may hold the line break before the line; that is no end.
     ask = {"temperature": 0.0, "stop": "\n", "min_tokens": 1, "max_tokens": LINE_TOKENS + 2, **params}
     text, reply = complete(engine, [task.prefix], [seed], mode="ar", **ask)[0]
-    return text.partition("\n")[0] + "\n", [len(reply.token_ids)]
+    line = text.partition("\n")[0] + "\n"
+    return line, task.prefix + line + task.suffix, [len(reply.token_ids)]
 
 
 def _function_tokens(engine: Engine) -> int:

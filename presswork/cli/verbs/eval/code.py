@@ -103,7 +103,7 @@ def _validation(engine: Engine, path: Path, seed: int) -> dict[str, Any]:
 
 
 def _print_code(report: dict[str, Any]) -> None:
-    for part, shares in (("infill", ("exact", "passed")), ("functions", ("parses", "ended"))):
+    for part, shares in (("infill", ("exact", "passed", "preserved")), ("functions", ("parses", "ended"))):
         if part in report:
             rows = [(part.upper(), "NUM", *(share.upper() for share in shares), "STEPS", "SECONDS")]
             for name, found in report[part].items():
