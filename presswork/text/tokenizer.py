@@ -25,6 +25,11 @@ TOKENIZER_FILES = (
 _ID_LIMIT = 2**32
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The tokenizer's files that a model's folder holds, and the chat template."""
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
 class Tokenizer:
     """Text to token ids and back, over a `tokenizer.json`; load one with `from_folder`.
 

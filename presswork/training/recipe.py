@@ -22,6 +22,7 @@ from presswork.models.transformer import Transformer
 from presswork.training.config import TrainConfig
 from presswork.training.loss import Batch
 from presswork.training.trainer import BatchSource
+from presswork.weights.config_files import check_generation_settings
 from presswork.weights.hub import resolve
 from presswork.weights.initialise import random_model
 from presswork.weights.load import load_model
@@ -117,6 +118,7 @@ class Recipe:
     write_text_files: Callable[[Path], None] | None = None
 
     def __post_init__(self) -> None:
+        check_generation_settings(self.generation)
         require(
             self.lora is None or not isinstance(self.start, FromScratch),
             "lora adapts weights that are trained, and this run starts from fresh ones; start from a checkpoint",

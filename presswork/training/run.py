@@ -13,13 +13,12 @@ from torch import nn
 from presswork.errors import ConfigError, TrainingError
 from presswork.models.adapters import Adapter
 from presswork.models.transformer import Transformer
-from presswork.text.tokenizer import TOKENIZER_FILES
+from presswork.text.tokenizer import tokenizer_files
 from presswork.training.checkpoint import STATE_FILE
 from presswork.training.distributed import ALONE, Ranks
 from presswork.training.recipe import FromCheckpoint, Recipe, ValidatedPlan, as_json, describe
 from presswork.training.trainer import Trainer
 from presswork.weights.config_files import (
-    check_generation_settings,
     read_end_ids,
     read_generation_config,
     write_generation_config,
@@ -47,10 +46,9 @@ def open_run(recipe: Recipe, folder: Path, ranks: Ranks = ALONE) -> Trainer:
         ranks: the processes of the run, which share the folder.
 
     Raises:
-        ConfigError: the folder holds a run of another recipe, or a setting of `generation` is none.
+        ConfigError: the folder holds a run of another recipe.
         DataError: there is nothing to train on.
     """
-    generation_settings(recipe)
     _refuse_another(recipe, folder)
     model = recipe.start.build()
     if recipe.lora is not None:
@@ -143,11 +141,7 @@ def averaged_adapter(trainer: Trainer) -> Adapter | None:
 
 
 def generation_settings(recipe: Recipe) -> dict[str, Any]:
-    """What a finished model is saved with: the recipe's settings over those of the checkpoint the run started from.
-
-    Raises: ConfigError for a setting that is none.
-    """
-    check_generation_settings(recipe.generation)
+    """What a finished model is saved with: the recipe's settings over those of the checkpoint the run started from."""
     if not isinstance(recipe.start, FromCheckpoint):
         return dict(recipe.generation)
     source = resolve(recipe.start.model)
@@ -189,7 +183,5 @@ def _write_model(model: Transformer, recipe: Recipe, target: Path) -> None:
     if recipe.write_text_files is not None:
         recipe.write_text_files(target)
     elif isinstance(recipe.start, FromCheckpoint):
-        source = resolve(recipe.start.model)
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, target / name)
+        for file in tokenizer_files(resolve(recipe.start.model)):
+            shutil.copyfile(file, target / file.name)

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from presswork.models.transformer import Transformer
+from presswork.text.tokenizer import tokenizer_files
 from presswork.weights.config_files import read_generation_config
 from presswork.weights.load import load_model
 from presswork.weights.save import save_model
 
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 OUTPUT_NORMS = ("attention_output_norm", "output_norm")
 SCALE = 0.1
 
@@ -41,8 +41,7 @@ def deepen(first: Path, out: Path, scale: float) -> None:
             weight.mul_(scale)
     for name in ("encoder_scalars", "decoder_scalars"):
         getattr(deep, name).copy_(getattr(shallow, name).repeat_interleave(2))
-    extra = [first / name for name in TEXT_FILES if (first / name).exists()]
-    save_model(deep, out, generation_config=read_generation_config(first), extra=extra)
+    save_model(deep, out, generation_config=read_generation_config(first), extra=tokenizer_files(first))
 
 
 def main() -> None:

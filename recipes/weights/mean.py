@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 
+from presswork.text.tokenizer import tokenizer_files
 from presswork.weights.config_files import read_generation_config
 from presswork.weights.load import load_model
 from presswork.weights.save import save_model
-
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 @torch.no_grad()
@@ -22,8 +21,7 @@ def average(first: Path, second: Path, out: Path) -> None:
     others = dict(other.named_parameters())
     for name, weight in model.named_parameters():
         weight.copy_((weight.float() + others[name]) / 2)
-    extra = [first / name for name in TEXT_FILES if (first / name).exists()]
-    save_model(model, out, generation_config=read_generation_config(first), extra=extra)
+    save_model(model, out, generation_config=read_generation_config(first), extra=tokenizer_files(first))
 
 
 def main() -> None:

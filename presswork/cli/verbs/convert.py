@@ -28,12 +28,11 @@ def convert(
       presswork convert google/gemma-4-26b-a4b-it runs/start --canvas 64
       presswork train recipes/adapt.py --set start.model=runs/start
     """
-    from presswork.text.tokenizer import TOKENIZER_FILES
+    from presswork.text.tokenizer import tokenizer_files
     from presswork.weights.convert import convert as write
     from presswork.weights.hub import resolve
 
     folder = resolve(model)
-    text_files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     with loading_bar(model) as progress:
-        write(folder, out, canvas_length=canvas, extra=text_files, progress=progress)
+        write(folder, out, canvas_length=canvas, extra=tokenizer_files(folder), progress=progress)
     note(f"wrote {out}; train it with a recipe that starts from it")

@@ -27,13 +27,14 @@ def merge(
       presswork merge google/diffusiongemma-26b-a4b-it runs/lora/adapter runs/merged
       presswork run "Hello" --model runs/merged
     """
-    from presswork.text.tokenizer import TOKENIZER_FILES
+    from presswork.text.tokenizer import tokenizer_files
     from presswork.weights.convert import merge as write
     from presswork.weights.files import GENERATION_CONFIG_FILE
     from presswork.weights.hub import resolve
 
     folder = resolve(model)
-    others = [folder / name for name in (*TOKENIZER_FILES, GENERATION_CONFIG_FILE) if (folder / name).is_file()]
+    defaults = folder / GENERATION_CONFIG_FILE
+    others = [*tokenizer_files(folder), *([defaults] if defaults.is_file() else [])]
     with loading_bar(model) as progress:
         write(folder, adapter, out, extra=others, progress=progress)
     note(f"wrote {out}; try: presswork run --model {out}")
