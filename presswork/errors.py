@@ -70,7 +70,12 @@ class ConstraintTooLargeError(ConstraintError):
 
 
 class QueueFullError(PressworkError, RuntimeError):
-    """The engine's queue bound is reached."""
+    """The engine's queue bound is reached: so many requests wait, and no more may."""
+
+    def __init__(self, num_waiting: int, max_waiting: int):
+        super().__init__(
+            f"the queue is full: {num_waiting} requests wait and max_waiting is {max_waiting}; try again later"
+        )
 
 
 class EngineClosedError(PressworkError, RuntimeError):

@@ -19,6 +19,7 @@ from presswork.engine.rewrite import (
     Window,
     behind,
     check_candidates,
+    cut_history,
     first_tokens,
     opening,
     rewrite,
@@ -296,7 +297,6 @@ def _probabilities(
         return [], []
     history, last = behind(tokenizer, progress.done, engine.max_context)
     history += tokenizer.encode_plain(last)
-    room = engine.max_context - len(progress.opening) - len(ids)
-    given = [*progress.opening, *history[max(0, len(history) - room) :]]
+    given = cut_history(engine, progress.opening, history, len(ids))
     sizes = [len(tokenizer.all_token_bytes[i]) for i in ids]
     return sizes, [math.exp(logprob) for logprob in engine.score(given, ids, adapter=adapter)]

@@ -108,6 +108,15 @@ def behind(tokenizer: Tokenizer, text: str, most: int) -> tuple[list[int], str]:
     return ids, ""
 
 
+def cut_history(engine: "Engine", opening: list[int], history: list[int], num_tokens: int) -> list[int]:
+    """An opening, and as much of the end of a history as leaves room for so many tokens.
+
+    Where there is no opening one token of the history stays whatever the room, since something must stand before them.
+    """
+    room = max(engine.max_context - len(opening) - num_tokens, 0 if opening else 1)
+    return [*opening, *history[max(0, len(history) - room) :]]
+
+
 def check_candidates(num_candidates: object) -> None:
     """Raises RequestError for what is no number of candidates."""
     if type(num_candidates) is not int or not 1 <= num_candidates <= MAX_BEST_OF:
@@ -137,7 +146,7 @@ def rewrite(
         written = b"".join(tokenizer.all_token_bytes[i] for i in reply.token_ids if i < tokenizer.vocab_size)
         return tuple(part.decode() for part in layout.language.gaps_of(written))
 
-    prompt = _prompt(engine, window, layout.max_tokens)
+    prompt = cut_history(engine, window.opening, window.history, layout.max_tokens + _SCORED_TOKENS)
     return _candidates(engine, tokenizer, window, prompt, common, num_candidates, gaps_of)
 
 
@@ -196,7 +205,7 @@ def substitute(
     def num_changes(reply: Reply) -> int:
         return sum(a != b for a, b in zip(reply.token_ids, ids[:total], strict=False))
 
-    prompt = _prompt(engine, window, num)
+    prompt = cut_history(engine, window.opening, window.history, num + _SCORED_TOKENS)
     return _candidates(engine, tokenizer, window, prompt, common, num_candidates, gaps_of, num_changes)
 
 
@@ -333,14 +342,6 @@ def _start(tokenizer: Tokenizer, window: Window, layout: _Layout, end: int) -> t
         parts += [old, text]
     ids = tokenizer.encode_plain("".join(parts))[: layout.max_tokens]
     return (*ids, *[end] * (0 if layout.language.is_open else layout.max_tokens - len(ids)))
-
-
-def _prompt(engine: "Engine", window: Window, num_tokens: int) -> list[int]:
-    """What is read before a window of so many tokens: its opening, and as much of its history as there is room for."""
-    room = engine.max_context - len(window.opening) - num_tokens - _SCORED_TOKENS
-    # Where nothing else stands before the canvas, something must.
-    room = max(room, 0 if window.opening else 1)
-    return [*window.opening, *window.history[max(0, len(window.history) - room) :]]
 
 
 def _score(

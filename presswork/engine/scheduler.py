@@ -54,10 +54,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request. Raises QueueFullError past the bound."""
         if len(self.waiting) >= self._max_waiting:
-            raise QueueFullError(
-                f"the queue is full: {len(self.waiting)} requests wait and max_waiting is {self._max_waiting}; "
-                "try again later"
-            )
+            raise QueueFullError(len(self.waiting), self._max_waiting)
         self.waiting.append(request)
 
     def plan(self) -> list[WorkItem]:

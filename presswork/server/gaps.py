@@ -42,7 +42,7 @@ class Filled:
     reasons: list[str]
     prompt_tokens: int
     completion_tokens: int
-    is_cut: bool = False
+    is_cut: bool
 
     def usage(self) -> dict[str, int]:
         """As OpenAI counts."""

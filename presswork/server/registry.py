@@ -117,10 +117,7 @@ class Workers:
     async def run(self, call: Callable[[], _T]) -> _T:
         """Raises QueueFullError, and what the call raises."""
         if self.num_waiting >= self._most_waiting:
-            raise QueueFullError(
-                f"the queue is full: {self.num_waiting} requests wait and max_waiting is {self._most_waiting}; "
-                "try again later"
-            )
+            raise QueueFullError(self.num_waiting, self._most_waiting)
         running = asyncio.get_running_loop().run_in_executor(self._threads, call)
         self._num_calls += 1
         # A caller that is gone leaves its thread running to the next pass.

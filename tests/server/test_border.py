@@ -80,7 +80,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(folder):
         told: list[httpx.Response] = []
 
         def ask():
-            told.append(httpx.post(f"{served.url}/v1/chat/completions", json={**LONG, "max_tokens": 400}, timeout=60))
+            told.append(httpx.post(f"{served.url}/v1/chat/completions", json={**LONG, "max_tokens": 150}, timeout=60))
 
         threads = [threading.Thread(target=ask) for _ in range(6)]
         for thread in threads:

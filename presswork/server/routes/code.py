@@ -11,14 +11,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from presswork.engine.edit import EditReply
-from presswork.engine.engine import Engine
 from presswork.errors import RequestError
 from presswork.server.errors import HttpError
-from presswork.server.gaps import Filled, Gap, fill_gap, stops_of, suffix_of, until_stop
+from presswork.server.gaps import Filled, Gap, stops_of, suffix_of, until_stop
 from presswork.server.generation import warm
 from presswork.server.registry import Lease
 from presswork.server.routes.chat import checked_choices
-from presswork.server.routes.common import new_id, now, server_of, streamed, whole
+from presswork.server.routes.common import counted_gap, new_id, now, server_of, streamed, whole
 from presswork.server.sse import DONE, event, readable
 from presswork.server.tagged import NextEdit, Sketch, read_next_edit, read_sketch
 from presswork.server.wire import Listed, Wire, bounded, gap_tokens, or_none, refuse
@@ -128,8 +127,7 @@ async def fim(request: Request, body: FimRequest) -> Response:
                 prefix=body.prompt, suffix=suffix_of(body.suffix), stop=stops_of(body.stop), params=params,
                 max_tokens=gap_tokens(body.max_tokens, _FIM_TOKENS),
             )  # fmt: skip
-            found = await fill_gap(lease, gap)
-            server_of(request).metrics.count_tokens(lease.name, found.prompt_tokens, found.completion_tokens)
+            found = await counted_gap(request, lease, gap)
             return _chat(body.model or lease.name, found.texts[0], found.reasons[0], found.usage())
 
     if body.stream:
@@ -154,13 +152,13 @@ async def infill(request: Request, body: InfillRequest) -> Response:
                     prefix=prefix, suffix=body.input_suffix, max_tokens=num, stop=stops_of(body.stop),
                     indent=body.n_indent or 0, params=params,
                 )  # fmt: skip
-                found = await fill_gap(lease, gap, num_wanted)
+                found = await counted_gap(request, lease, gap, num_wanted)
             else:
                 ids = await lease.read(lambda: lease.model.encode_prompt(prefix, raw=True))
                 room = lease.model.max_context - lease.model.model.config.canvas_length
                 await warm(lease, ids[-room:])
                 found = Filled([""], ["stop"], min(len(ids), room), 0, is_cut=len(ids) > room)
-            server_of(request).metrics.count_tokens(lease.name, found.prompt_tokens, found.completion_tokens)
+                server_of(request).metrics.count_tokens(lease.name, found.prompt_tokens, 0)
             took_ms = 1000 * (time.perf_counter() - started)
             return [_infilled(body, lease, found, number, took_ms) for number in range(len(found.texts))]
 
@@ -247,8 +245,7 @@ async def _edited(
             )
             text = await lease.run(edit, lease, params)
             text = await lease.read(until_stop, text, stops)
-            usage = await lease.read(_usage, lease.model, _only_message(body), text)
-            server_of(request).metrics.count_tokens(lease.name, usage["prompt_tokens"], usage["completion_tokens"])
+            usage = await _counted_usage(request, lease, _only_message(body), text)
             return _chat(body.model or lease.name, shown_as.format(text), "stop", usage)
 
     if body.stream:
@@ -276,8 +273,7 @@ async def apply(request: Request, body: ApplyRequest) -> dict[str, Any]:
             params = _given(seed=body.seed, strength=strength)
             sketch = Sketch(body.initialCode, body.editSnippet)
             reply = await lease.run(_worked_in, lease, sketch, body.instruction, params)
-            usage = await lease.read(_usage, lease.model, body.initialCode + body.editSnippet, reply.text)
-            server_of(request).metrics.count_tokens(lease.name, usage["prompt_tokens"], usage["completion_tokens"])
+            usage = await _counted_usage(request, lease, body.initialCode + body.editSnippet, reply.text)
             return {"mergedCode": reply.text, "usage": usage}
 
     return await whole(request, answer())
@@ -326,9 +322,12 @@ def _edited_region(lease: Lease, asked: NextEdit, params: Mapping[str, Any]) -> 
     return reply.spans[0].new
 
 
-def _usage(engine: Engine, before: str, text: str) -> dict[str, int]:
-    assert engine.tokenizer is not None
-    prompt, completion = len(engine.tokenizer.encode_plain(before)), len(engine.tokenizer.encode_plain(text))
+async def _counted_usage(request: Request, lease: Lease, before: str, text: str) -> dict[str, int]:
+    """Tokens read and written, taken into the server's figures."""
+    tokenizer = lease.model.tokenizer
+    assert tokenizer is not None
+    prompt, completion = [len(await lease.read(tokenizer.encode_plain, one)) for one in (before, text)]
+    server_of(request).metrics.count_tokens(lease.name, prompt, completion)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 
 from presswork.errors import RequestError
 from presswork.server.errors import HttpError, openai_body
+from presswork.server.gaps import Filled, Gap, fill_gap
 from presswork.server.generation import Ask, Written, written
 from presswork.server.registry import Lease
 from presswork.server.sse import COMMENT, EventResponse, Timed, event
@@ -62,6 +63,13 @@ async def counted(request: Request, lease: Lease, asks: Sequence[Ask]) -> list[W
     found = await written(lease, asks)
     for one in found:
         server_of(request).metrics.count(lease.name, one.finished)
+    return found
+
+
+async def counted_gap(request: Request, lease: Lease, gap: Gap, num: int = 1) -> Filled:
+    """As fill_gap, taken into the server's figures."""
+    found = await fill_gap(lease, gap, num)
+    server_of(request).metrics.count_tokens(lease.name, found.prompt_tokens, found.completion_tokens)
     return found
 
 

@@ -13,11 +13,11 @@ from presswork.engine.events import Done, TokenLogprob
 from presswork.engine.params import SamplingParams
 from presswork.errors import RequestError
 from presswork.server.constraints import of_response_format, of_structured_outputs, only_one
-from presswork.server.gaps import Gap, fill_gap, stops_of, suffix_of
+from presswork.server.gaps import Gap, stops_of, suffix_of
 from presswork.server.generation import Ask, Bit, Logprobs, Written, bits, fitted, several
 from presswork.server.registry import Lease
 from presswork.server.routes.chat import StreamOptions, checked_choices, finish_reason
-from presswork.server.routes.common import counted, new_id, now, server_of, streamed, timings, whole
+from presswork.server.routes.common import counted, counted_gap, new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
 from presswork.server.wire import CanvasFields, Listed, biases, bounded, gap_tokens, or_none, own_fields, sampling
 from presswork.text.parts import Piece
@@ -166,7 +166,8 @@ async def filled(request: Request, body: CompletionRequest, lease: Lease) -> dic
     if not isinstance(body.prompt, str):
         raise RequestError("with a suffix, prompt must be one text")
     for name in ("logprobs", "echo", "response_format"):
-        if getattr(body, name) is not None and getattr(body, name) is not False:
+        value = getattr(body, name)
+        if value is not None and value is not False:
             raise RequestError(f"{name} cannot be kept together with a suffix; leave one of them out")
     params = {
         **own_fields(body),
@@ -183,8 +184,7 @@ async def filled(request: Request, body: CompletionRequest, lease: Lease) -> dic
         language=of_structured_outputs(body.structured_outputs),
         params=bounded(params),
     )
-    found = await fill_gap(lease, gap, _num_choices(body))
-    server_of(request).metrics.count_tokens(lease.name, found.prompt_tokens, found.completion_tokens)
+    found = await counted_gap(request, lease, gap, _num_choices(body))
     return {
         "id": new_id("cmpl"),
         "object": "text_completion",
