@@ -136,7 +136,8 @@ def _rendered(
 
 def _alike(one: str, other: str) -> str:
     """The beginning that two texts have in common."""
-    return one[: next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))]
+    shorter = min(len(one), len(other))
+    return one[: next((i for i in range(shorter) if one[i] != other[i]), shorter)]
 
 
 def read_examples(files: Sequence[Path], reader: ExampleReader, row_length: int, canvas_length: int) -> Documents:

@@ -148,14 +148,13 @@ def _run(
     num_steps, started = 0, time.perf_counter()
     for attempt in range(tries):
         seen, wanted = _turned(puzzles, solutions, seed, attempt)
-        prompts = encode_prompts(seen).tolist()
         left = [i for i in range(num) if i not in solved_at]
         for start in range(0, len(left), _BATCH):
             batch = left[start : start + _BATCH]
             if is_held:
                 params["pins"] = [_clue_pins(seen[i]) for i in batch]
             found = engine.generate(
-                prompt_token_ids=[prompts[i] for i in batch], mode=mode, max_tokens=CANVAS_LENGTH,
+                prompt_token_ids=encode_prompts(seen[batch]).tolist(), mode=mode, max_tokens=CANVAS_LENGTH,
                 seed=seed + attempt * _SEED_STRIDE, **params,
             )  # fmt: skip
             replies |= zip(batch, found, strict=True)
