@@ -54,17 +54,15 @@ def _mixed(value):
 
 
 @kernel()
-def sign_pieces(following, first, last, node_byte, node_depth, node_end, node_piece, signature, max_steps):
-    """Add to each piece's signature where it leads from states first .. last - 1.
-
-    Returns nodes visited, -1 past max_steps.
+def sign_pieces(following, states, node_byte, node_depth, node_end, node_piece, signature):
+    """Add to each piece's signature where it leads from these states; returns how many nodes were visited.
 
     Two pieces that lead to the same state from every state get the same sum; others differ in one of its two words but
     for chance (2^-128 a pair).
     """
     stack = np.empty(np.max(node_depth) + 2, np.int64)
     steps = 0
-    for state in range(first, last):
+    for state in states:
         stack[0] = state
         node = 0
         while node < len(node_byte):
@@ -81,9 +79,40 @@ def sign_pieces(following, first, last, node_byte, node_depth, node_end, node_pi
                 signature[piece, 0] += _mixed(pair * _STEP)
                 signature[piece, 1] += _mixed(pair * _MIX_A + _STEP)
             node += 1
-        if steps > max_steps:
-            return -1
     return steps
+
+
+@kernel()
+def sign_states(following, states, depth, max_steps, signs):
+    """Sign states so that equal ones tell the same pieces apart, if pieces have at most so many bytes.
+
+    Two such states have the same automaton around them up to that distance, but for the names of its states: searched
+    breadth first by symbol, both number what they meet in the same way. A sign is a hash of all edges in these numbers
+    (two 64-bit words). States that are not reached within max_steps edges get signs of their own.
+
+    following: int [S, K]. signs: uint64 [N, 2], of the N states.
+    """
+    number, distance = np.full(len(following), -1, np.int64), np.empty(len(following), np.int64)
+    queue = np.empty(len(following), np.int64)
+    steps = 0
+    for place in range(len(states)):
+        one, other = np.uint64(0), np.uint64(1)
+        queue[0], number[states[place]], distance[0], met, head = states[place], 0, 0, 1, 0
+        while head < met and distance[head] < depth and steps <= max_steps:
+            for symbol in range(following.shape[1]):
+                reached = following[queue[head], symbol]
+                if reached >= 0 and number[reached] < 0:
+                    queue[met], number[reached], distance[met] = reached, met, distance[head] + 1
+                    met += 1
+                seen = np.uint64(number[reached] + 2 if reached >= 0 else 1)
+                one, other = _mixed(one + seen * _STEP), _mixed(other + seen * _MIX_A)
+            steps += following.shape[1]
+            head += 1
+        if steps > max_steps:
+            one, other = np.uint64(states[place]), np.uint64(0)
+        signs[place, 0], signs[place, 1] = one, other
+        for i in range(met):
+            number[queue[i]] = -1
 
 
 @kernel()

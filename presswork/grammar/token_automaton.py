@@ -21,8 +21,11 @@ from presswork.grammar import _lift_kernels as kernels
 from presswork.grammar.byte_automaton import ByteAutomaton
 from presswork.grammar.vocabulary import TokenTrie, Vocabulary
 
-MAX_STEPS = 6_000_000_000  # trie nodes visited while lifting
+MAX_STEPS = 1_000_000_000  # trie nodes visited while lifting, as a sample of states foretells
 MAX_CLASS_EDGES = 20_000_000  # 160 MB while lifting
+_SAMPLE = 64
+_WORTH_UNFOLDING = 50_000_000  # trie nodes: half a second
+_MAX_UNFOLDING = 50_000_000  # edges looked at to find states that are alike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,10 +82,12 @@ def lift(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAutomaton:
     signature = _signatures(automaton, vocabulary)
     used = np.flatnonzero(signature.any(axis=1))
     distinct, first, inverse = np.unique(signature[used], axis=0, return_index=True, return_inverse=True)
+    # In the order of their first pieces, whatever the signatures are.
+    order = np.argsort(first)
     class_of_piece = np.full(len(signature) + 1, -1, np.int32)
-    class_of_piece[used] = inverse.reshape(-1)
+    class_of_piece[used] = np.argsort(order)[inverse.reshape(-1)]
     class_of = class_of_piece[vocabulary.piece_of]
-    sources, classes, targets = _piece_edges(automaton, [vocabulary.pieces[i] for i in used[first]])
+    sources, classes, targets = _piece_edges(automaton, [vocabulary.pieces[i] for i in used[first[order]]])
     # np.unique sorted the classes, the trie sorts pieces: back to the order of classes.
     for number, name in enumerate(automaton.marks):
         token = vocabulary.marks.get(name)
@@ -99,28 +104,50 @@ def lift(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAutomaton:
 
 
 def _signatures(automaton: ByteAutomaton, vocabulary: Vocabulary) -> np.ndarray:
-    """uint64 [P, 2]: equal for pieces that lead to the same states, zero for those that lead nowhere."""
+    """uint64 [P, 2]: equal for pieces that every state leads to the same state, zero for those that lead nowhere."""
     following = np.ascontiguousarray(automaton.next[:, :256])
-    num, num_workers = len(following), min(os.cpu_count() or 1, 8)
+    num_workers = min(os.cpu_count() or 1, 8)
     signature = np.zeros((num_workers, len(vocabulary.pieces), 2), np.uint64)
     if not vocabulary.pieces:
         return signature[0]
-    borders = [num * i // num_workers for i in range(num_workers + 1)]
+    states = np.random.default_rng(0).permutation(len(following))
+    sample, rest = states[:_SAMPLE], states[_SAMPLE:]
     with ThreadPoolExecutor(num_workers) as pool:
-        parts = [
-            pool.submit(
-                kernels.sign_pieces, following, borders[i], borders[i + 1], *vocabulary.trie.arrays, signature[i],
-                MAX_STEPS // num_workers,
+
+        def sign(states: np.ndarray) -> int:
+            parts = [
+                pool.submit(kernels.sign_pieces, following, states[i::num_workers], *vocabulary.trie.arrays, one)
+                for i, one in enumerate(signature)
+            ]
+            return sum(part.result() for part in parts)
+
+        steps = sign(sample) / len(sample)
+        if steps * len(rest) > _WORTH_UNFOLDING:
+            rest = _unlike(following, rest, int(vocabulary.trie.arrays[1].max()) + 1)
+        if steps * len(rest) > MAX_STEPS:
+            raise ConstraintTooLargeError(
+                f"the constraint has {len(following)} states over a vocabulary of {len(vocabulary.token_bytes)} "
+                "tokens, more than can be prepared; shorten the bounds of strings and arrays"
             )
-            for i in range(num_workers)
-        ]  # fmt: skip
-        is_too_large = any(part.result() < 0 for part in parts)
-    if is_too_large:
-        raise ConstraintTooLargeError(
-            f"the constraint has {len(following)} states over a vocabulary of {len(vocabulary.token_bytes)} tokens, "
-            "more than can be prepared; shorten the bounds of strings and arrays"
-        )
+        sign(rest)
     return signature.sum(axis=0)
+
+
+def _unlike(following: np.ndarray, states: np.ndarray, most_bytes: int) -> np.ndarray:
+    """Of states that tell the same pieces apart one; a counted repeat has hundreds of them.
+
+    Args:
+        following: int [S, 256].
+        most_bytes: of a piece.
+    """
+    numbers: dict[bytes, int] = {}
+    columns = np.ascontiguousarray(following.T)
+    for byte, column in enumerate(columns):
+        numbers.setdefault(column.tobytes(), byte)
+    narrow = np.ascontiguousarray(columns[list(numbers.values())].T)
+    signs = np.empty((len(states), 2), np.uint64)
+    kernels.sign_states(narrow, states, most_bytes, _MAX_UNFOLDING, signs)
+    return states[np.unique(signs, axis=0, return_index=True)[1]]
 
 
 def _piece_edges(automaton: ByteAutomaton, pieces: list[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -67,6 +67,28 @@ def test_tokens_share_a_class_exactly_where_they_do_the_same_everywhere(seed):
     assert (automaton.class_of < 0).tolist() == dead
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_leaving_out_states_that_are_alike_changes_nothing(seed, monkeypatch):
+    """The plain way signs pieces by every state."""
+    rng = random.Random(200 + seed)
+    bounds = sorted(rng.randrange(40) for _ in range(2))
+    language = compiled(f"({random_regex(rng)}){{{bounds[0]},{bounds[1]}}}[a-c]?" if seed % 2 else random_regex(rng))
+    plain = lift(language, vocabulary())
+    monkeypatch.setattr(token_automaton, "_SAMPLE", 1)
+    monkeypatch.setattr(token_automaton, "_WORTH_UNFOLDING", -1)
+    for most in (token_automaton._MAX_UNFOLDING, 500):
+        monkeypatch.setattr(token_automaton, "_MAX_UNFOLDING", most)
+        for name, value in fields_of(lift(language, vocabulary())).items():
+            assert np.array_equal(value, fields_of(plain)[name]), name
+
+
+def test_a_counted_repeat_has_few_states_that_are_not_alike():
+    """Of a{0,300} those whose next three letters may be its last, and one for all before them."""
+    language, seen = compiled("a{0,300}"), token_automaton._unlike
+    rest = seen(np.ascontiguousarray(language.next[:, :256]), np.arange(language.num_states), 3)
+    assert language.num_states == 301 and len(rest) == 4
+
+
 def test_steps_to_the_end_are_counted_in_tokens():
     automaton = lift(compiled("(abc){2}"), vocabulary())
     assert automaton.fewest[0] == 2  # abc abc
@@ -103,6 +125,7 @@ def test_ways_that_the_tokenizer_cannot_finish_are_left_out():
 
 def test_a_language_too_large_to_lift_is_refused(monkeypatch):
     monkeypatch.setattr(token_automaton, "MAX_STEPS", 100)
+    monkeypatch.setattr(token_automaton, "_SAMPLE", 2)
     with pytest.raises(ConstraintTooLargeError, match="more than can be prepared"):
         lift(compiled("(ab|c){1,9}"), vocabulary())
     monkeypatch.undo()
