@@ -172,6 +172,17 @@ def test_a_missing_or_binary_file_is_one_line(capsys, folder, tmp_path):
     assert code == 2 and "is not UTF-8: byte 0 is wrong" in err
 
 
+def test_eval_structure_shows_what_keeping_to_a_language_changes(capsys, folder):
+    ask = ["--schemas", 2, "--regexes", 3, "--steps", 2]
+    code, out, err = run(capsys, "eval", "structure", "--model", folder, *ask, "--free")
+    kept, free = (line.split() for line in out.splitlines() if line.split()[1] == "regex")
+    assert code == 0 and kept[:4] == ["diffusion", "regex", "3", "3"] and free[:3] == ["free", "regex", "3"]
+    assert int(free[3]) < 3 and "invalid" not in err
+    code, out, _ = run(capsys, "eval", "structure", "--model", folder, *ask, "--free", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["valid_by_steps"] == {"2": 1.0} and told["free"]["regex"]["valid"] == int(free[3])
+
+
 def test_eval_structure_counts_what_is_valid(capsys, folder):
     ask = ("--schemas", 3, "--regexes", 3, "--mode", "both")
     code, out, _ = run(capsys, "eval", "structure", "--model", folder, *ask, "--json")

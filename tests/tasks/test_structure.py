@@ -35,6 +35,15 @@ def test_a_reply_that_is_not_valid_is_counted_and_shown(engine):
     assert report["invalid"][0]["source"] == task.source
 
 
+def test_free_replies_are_judged_too_and_budgets_can_be_told(engine):
+    tasks = [*schema_tasks(4, 3), *regex_tasks(4, 3)]
+    kept = evaluate(engine, tasks, 3, budgets=(3,))
+    free = evaluate(engine, tasks, 3, budgets=(3,), is_free=True)
+    assert kept["valid_by_steps"] == {3: 1.0} and kept["schema"]["valid"] == kept["regex"]["valid"] == 4
+    assert set(free["valid_by_steps"]) == {3} and free["schema"]["valid"] + free["regex"]["valid"] < 8
+    assert len(free["invalid"]) == 8 - free["schema"]["valid"] - free["regex"]["valid"]
+
+
 def test_tasks_are_the_same_for_the_same_seed_and_judge_for_themselves():
     assert [t.source for t in schema_tasks(5, 1)] == [t.source for t in schema_tasks(5, 1)]
     assert [t.source for t in schema_tasks(5, 1)] != [t.source for t in schema_tasks(5, 2)]

@@ -69,19 +69,24 @@ def evaluate(
     seed: int,
     *,
     mode: Mode = "diffusion",
+    budgets: Sequence[int] = STEPS,
+    is_free: bool = False,
     on_progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Write one reply for each task, with budgets of 1 to 16 steps in turn, and judge it.
+    """Write one reply for each task and judge it.
 
+    Args:
+        budgets: of denoise steps, taken in turn.
+        is_free: nothing is kept to; what the model makes of the prompt alone.
     Returns: num, seed, mode; for each kind num, valid and ended (an end token was written); valid_by_steps; invalid:
         what failed, with source and text; mean_steps; wall_s.
     """
     counts: dict[str, Counter[str]] = {task.kind: Counter() for task in tasks}
-    by_steps: dict[int, Counter[str]] = {steps: Counter() for steps in STEPS}
+    by_steps: dict[int, Counter[str]] = {steps: Counter() for steps in budgets}
     invalid: list[dict[str, str]] = []
     num_steps = 0
     started = time.perf_counter()
-    for done, (task, steps, reply) in enumerate(_replies(engine, tasks, seed, mode), start=1):
+    for done, (task, steps, reply) in enumerate(_replies(engine, tasks, seed, mode, budgets, is_free), start=1):
         is_valid = task.accepts(reply.text)
         counts[task.kind].update(num=1, valid=is_valid, ended=reply.finish_reason == "stop")
         by_steps[steps].update(num=1, valid=is_valid)
@@ -103,7 +108,7 @@ def evaluate(
 
 
 def _replies(
-    engine: Engine, tasks: Sequence[StructureTask], seed: int, mode: Mode
+    engine: Engine, tasks: Sequence[StructureTask], seed: int, mode: Mode, budgets: Sequence[int], is_free: bool
 ) -> Iterator[tuple[StructureTask, int, Reply]]:
     """Each task, its step budget and its reply."""
     prompt = engine.encode_prompt(_PROMPT)
@@ -113,9 +118,9 @@ def _replies(
         for i in some:
             params = engine.defaults.changed(
                 mode=mode,
-                constraint=tasks[i].language,
+                constraint=None if is_free else tasks[i].language,
                 max_tokens=min(MAX_TOKENS, engine.max_context - len(prompt)),
-                max_denoising_steps=STEPS[i % len(STEPS)],
+                max_denoising_steps=budgets[i % len(budgets)],
                 seed=seed + i,
             )
             try:
@@ -124,7 +129,7 @@ def _replies(
                 raise type(error)(f"{tasks[i].kind} {tasks[i].source}: {error}") from error
         try:
             for i, request in zip(some, requests, strict=True):
-                yield tasks[i], STEPS[i % len(STEPS)], engine.reply(request)
+                yield tasks[i], budgets[i % len(budgets)], engine.reply(request)
         finally:
             for request in requests:
                 engine.cancel(request)
