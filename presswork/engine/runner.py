@@ -15,6 +15,7 @@ from presswork.models.adapters import AdaptedRows, Adapter
 from presswork.models.attention import CachedAttention, Segment
 from presswork.models.transformer import PassRows, Transformer
 from presswork.ops.linear import is_row_stable
+from presswork.ops.threads import few_threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +37,11 @@ class Runner:
         self.model, self.config = model, model.config
         self.reader = VocabReader(model)
         self.device = model.decoder.embedding.device
+        attended = [model.config.num_attention_heads * layer.head_dim for layer in model.config.layers]
         widths = {model.config.hidden_size, model.config.intermediate_size, model.config.moe_intermediate_size}
-        widths |= {model.config.num_attention_heads * layer.head_dim for layer in model.config.layers}
+        widths |= set(attended)
+        # Multiply-adds of the largest product: a row's, and a row's with one key.
+        self._row_products, self._key_products = model.config.hidden_size * max(widths), max(attended)
         # Where a product's rows depend on its height, sharing a pass would change a request's numbers.
         stable = self.device.type == "cpu" and all(is_row_stable(model.dtype, width) for width in widths)
         self.shares_passes = stable and is_tied(model)
@@ -134,7 +138,9 @@ class Runner:
             output_rows=None if len(wanted) == row else torch.tensor(wanted, dtype=torch.int64, device=self.device),
             adapters=_adapted_rows(slices),
         )
-        hidden = self.model(self._embed(slices), rows, CachedAttention(self.config, segments))
+        num_keys = max(segment.cache.length for segment in segments) + row
+        with few_threads(row * max(self._row_products, num_keys * self._key_products)):
+            hidden = self.model(self._embed(slices), rows, CachedAttention(self.config, segments))
         return list(hidden.split(counts))
 
     def _embed(self, slices: list[_Slice]) -> Float[Tensor, "N D"]:

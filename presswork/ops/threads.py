@@ -6,8 +6,9 @@ caller has done its share by then. Each piece is computed alike on any thread.
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 _WORTH_SHARING = 1 << 26  # multiply-adds of about 0.1 ms on one core, several times the cost of waking a helper
+_WORTH_TORCH_THREADS = 1 << 24
 
 
 @functools.cache
@@ -25,6 +27,25 @@ def _helpers() -> ThreadPoolExecutor:
 # A child process has none of its parent's threads.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_helpers.cache_clear)
+
+
+@contextmanager
+def few_threads(num_products: int) -> Iterator[None]:
+    """Inside, torch keeps to this thread where no product has more than so many multiply-adds that sharing pays.
+
+    Its threads meet after each operation. That is cheap while they spin; where a process has more of them than cores,
+    as every thread that computes brings its own, they sleep instead, and waking them costs more than a small product.
+    Mutates torch's thread count, restored at the end.
+    """
+    before = torch.get_num_threads()
+    if num_products >= _WORTH_TORCH_THREADS or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def num_shares(num_products: int, num_pieces: int) -> int:

@@ -246,7 +246,12 @@ class ModelRegistry:
                 _warm(engine)
                 return engine
 
-            model.engine = AsyncEngine(await asyncio.to_thread(loaded))
+            # Torch's helper threads end with the thread they help, and then slow nobody down.
+            own = ThreadPoolExecutor(1, "presswork-load")
+            try:
+                model.engine = AsyncEngine(await asyncio.get_running_loop().run_in_executor(own, loaded))
+            finally:
+                own.shutdown(wait=False)
             model.context_length = model.engine.engine.max_context
             logger.info("loaded %s in %.1f s", model.name, time.perf_counter() - started)
 

@@ -14,6 +14,7 @@ import torch
 import uvicorn
 
 from presswork.engine.engine import EngineConfig
+from presswork.models.adapters import LoraConfig
 from presswork.server.app import create_app
 from presswork.server.config import ServerConfig
 from presswork.tasks.code.tokenizer import EOS_ID, SPECIAL, train_tokenizer
@@ -21,6 +22,9 @@ from presswork.tasks.text_files import mark_special, write_text_files
 from presswork.testing import fixture_config, fixture_model
 from presswork.text.parsers import CALL_CLOSE, CALL_OPEN, CHANNEL_CLOSE, CHANNEL_OPEN, QUOTE
 from presswork.weights.config_files import write_generation_config
+from presswork.weights.load import load_model
+from presswork.weights.lora import new_adapter
+from presswork.weights.peft_files import save_adapter
 from presswork.weights.save import save_model
 
 SOURCE = 'def add(a, b):\n    return {"name": "value", "count": 12, "items": [true, false, null]}\n'
@@ -85,3 +89,14 @@ def served(folder, tmp_path_factory) -> Iterator[Served]:
     engine = EngineConfig(constraint_folder=tmp_path_factory.mktemp("constraints"))
     with serving(ServerConfig(models={"tiny": str(folder), "molecules": "molecules"}, engine=engine)) as running:
         yield running
+
+
+def write_adapter(folder, target, seed: int) -> str:
+    """An adapter of random weights for a model, in a folder; returns that folder."""
+    config = load_model(folder).config
+    lora = LoraConfig(rank=2, alpha=16, targets=("*.o_proj",))
+    made = new_adapter(config, lora)
+    for parameter in made.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+    save_adapter(made, target, config, lora, "tiny")
+    return str(target)

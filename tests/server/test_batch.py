@@ -8,10 +8,12 @@ import pytest
 
 from presswork.cli import app as cli
 from presswork.engine.engine import EngineConfig
+from presswork.engine.loader import load
 from presswork.errors import DataError
 from presswork.server.app import create_app
 from presswork.server.batch import answered, kept_from_others, read_batch, run_batch
 from presswork.server.config import ServerConfig
+from tests.server.conftest import write_adapter
 
 CHAT = "/v1/chat/completions"
 
@@ -130,3 +132,20 @@ def test_the_verb_asks_only_what_is_not_answered(capsys, folder, tmp_path, monke
         assert not stop.value.code
         assert json.loads(capsys.readouterr().out) == {"num": 3, "asked": asked, "failed": 0}
     assert set(read(out)) == {"a", "b", "c"}
+
+
+def test_a_batch_may_name_adapters(capsys, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    adapter = write_adapter(folder, tmp_path / "adapter", 1)
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    body = {"messages": [{"role": "user", "content": "def a"}], "max_tokens": 12, "seed": 2}
+    file.write_text("".join(line(name, body={**body, "model": name}) for name in ("tiny", "tiny:own", "tiny:none")))
+    with pytest.raises(SystemExit):
+        cli(["batch", str(file), str(out), "--model", f"tiny={folder}", "--adapter", f"own={adapter}", "--json"])
+    told = {name: one["response"] for name, one in read(out).items()}
+    assert [told[name]["status_code"] for name in ("tiny", "tiny:own", "tiny:none")] == [200, 200, 404]
+    texts = [told[name]["body"]["choices"][0]["message"]["content"] for name in ("tiny", "tiny:own")]
+    engine = load(folder)
+    engine.load_adapter("own", adapter)
+    expected = [engine.chat(body["messages"], max_tokens=12, seed=2, adapter=name).text for name in (None, "own")]
+    assert texts == expected and texts[0] != texts[1]

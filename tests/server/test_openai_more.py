@@ -7,16 +7,11 @@ import httpx
 import openai
 import pydantic
 import pytest
-import torch
 
 from presswork.engine.loader import load
-from presswork.models.adapters import LoraConfig
 from presswork.server.config import ServerConfig
 from presswork.text.parsers import CHANNEL_CLOSE, CHANNEL_OPEN
-from presswork.weights.load import load_model
-from presswork.weights.lora import new_adapter
-from presswork.weights.peft_files import save_adapter
-from tests.server.conftest import serving
+from tests.server.conftest import serving, write_adapter
 from tests.server.test_openai import HELLO, TOOLS
 
 
@@ -101,15 +96,7 @@ def test_strict_tools_are_kept_to_or_refused_in_every_protocol(served):
 
 
 def test_adapters_of_one_model_answer_side_by_side(folder, tmp_path):
-    model = load_model(folder)
-    adapters = {}
-    for seed, name in enumerate(("one", "two")):
-        lora = LoraConfig(rank=2, alpha=16, targets=("*.o_proj",))
-        made = new_adapter(model.config, lora)
-        for parameter in made.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
-        save_adapter(made, tmp_path / name, model.config, lora, "tiny")
-        adapters[name] = str(tmp_path / name)
+    adapters = {name: write_adapter(folder, tmp_path / name, seed) for seed, name in enumerate(("one", "two"))}
     engine = load(folder)
     with serving(ServerConfig(models={"tiny": str(folder)}, adapters={"tiny": adapters})) as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)

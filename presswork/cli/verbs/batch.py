@@ -10,12 +10,13 @@ from presswork.cli.model import apply_threads
 from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
 from presswork.cli.output import note, print_json
 from presswork.cli.progress import progress_bar
-from presswork.cli.verbs.serve import named_models
+from presswork.cli.verbs.serve import AdaptersOption, named_adapters, named_models
 from presswork.engine.engine import EngineConfig
 from presswork.errors import DataError
 
 if TYPE_CHECKING:
     from presswork.server.batch import BatchLine
+    from presswork.server.config import ServerConfig
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -35,6 +36,7 @@ def batch(
             help="What requests may name; the first is the default. May be given several times.",
         ),
     ] = None,
+    adapter: AdaptersOption = None,
     concurrency: Annotated[int, typer.Option(help="Requests at once.", min=1)] = 32,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
@@ -49,33 +51,36 @@ def batch(
     Examples:
       presswork batch in.jsonl out.jsonl
       presswork batch in.jsonl out.jsonl --model FOLDER --concurrency 64
+      presswork batch in.jsonl out.jsonl --model base=FOLDER --adapter letters=runs/lora/adapter
     """
     from presswork.server.batch import answered, kept_from_others, read_batch
+    from presswork.server.config import ServerConfig
 
     apply_threads(context.obj)
+    models = named_models(model)
+    config = ServerConfig(
+        models=models, adapters=named_adapters(adapter, next(iter(models))), device=device, dtype=dtype,
+        engine=EngineConfig(max_running=concurrency),
+    )  # fmt: skip
     lines = read_batch(requests)
     if answers.exists() and requests.samefile(answers):
         raise DataError(f"requests and answers are the same file, {answers}; give another one for the answers")
     with kept_from_others(answers):
         known = answered(answers)
         left = [line for line in lines if line.custom_id not in known]
-        num_failed = _run(left, answers, named_models(model), device=device, dtype=dtype, concurrency=concurrency)
+        num_failed = _run(left, answers, config)
     if as_json:
         print_json({"num": len(lines), "asked": len(left), "failed": num_failed})
     else:
         note(f"{len(left)} requests asked, {num_failed} with an error, {len(lines) - len(left)} known from before")
 
 
-def _run(
-    left: "list[BatchLine]", answers: Path, models: dict[str, str], *, device: str, dtype: str | None, concurrency: int
-) -> int:
+def _run(left: "list[BatchLine]", answers: Path, config: "ServerConfig") -> int:
     """Ask what is left; returns how many were answered with an error."""
     from presswork.server.app import create_app
     from presswork.server.batch import run_batch
-    from presswork.server.config import ServerConfig
 
     num_failed = 0
-    config = ServerConfig(models=models, device=device, dtype=dtype, engine=EngineConfig(max_running=concurrency))
     with progress_bar("requests", len(left)) as advance:
 
         def on_done(is_good: bool) -> None:
@@ -86,7 +91,7 @@ def _run(
         async def run() -> None:
             served = create_app(config)
             async with served.router.lifespan_context(served):
-                await run_batch(served, left, answers, concurrency=concurrency, on_done=on_done)
+                await run_batch(served, left, answers, concurrency=config.engine.max_running, on_done=on_done)
 
         if left:
             asyncio.run(run())

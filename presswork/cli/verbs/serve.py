@@ -31,7 +31,7 @@ _Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every
 _Port = Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)]
 _Keys = Annotated[list[str] | None, typer.Option(help="Requests must carry one of these keys.", show_default=False)]
 _KeyFile = Annotated[Path | None, typer.Option(help="A file of such keys, one a line.", show_default=False)]
-_Adapters = Annotated[
+AdaptersOption = Annotated[
     list[str] | None,
     typer.Option(metavar="[MODEL:]NAME=FOLDER", help="An adapter, asked for as MODEL:NAME.", show_default=False),
 ]
@@ -57,7 +57,7 @@ def serve(
     port: _Port = 8000,
     api_key: _Keys = None,
     api_key_file: _KeyFile = None,
-    adapter: _Adapters = None,
+    adapter: AdaptersOption = None,
     memory_gib: _Memory = None,
     idle_s: _Idle = None,
     max_context: _Context = None,
@@ -90,7 +90,7 @@ def serve(
     apply_threads(context.obj)
     named = named_models(models)
     config = ServerConfig(
-        models=named, adapters=_adapters(adapter or [], next(iter(named))), device=device, dtype=dtype,
+        models=named, adapters=named_adapters(adapter, next(iter(named))), device=device, dtype=dtype,
         engine=EngineConfig(max_running=max_running, max_waiting=max_waiting, max_context=max_context),
         memory_bytes=None if memory_gib is None else int(memory_gib * 2**30), idle_s=idle_s, is_local=_is_local(host),
         api_keys=_keys(api_key or [], api_key_file), deadline_s=deadline_s, max_body_bytes=max_body_mib << 20,
@@ -164,9 +164,10 @@ def _named(text: str) -> tuple[str, str]:
     return name, source
 
 
-def _adapters(given: list[str], default: str) -> dict[str, dict[str, str]]:
+def named_adapters(given: list[str] | None, default: str) -> dict[str, dict[str, str]]:
+    """Adapters by model and name, out of [MODEL:]NAME=FOLDER each. Raises ConfigError."""
     found: dict[str, dict[str, str]] = {}
-    for text in given:
+    for text in given or ():
         name, _, folder = text.partition("=")
         model, _, name = name.rpartition(":")
         if not name or not folder:

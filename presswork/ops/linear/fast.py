@@ -10,6 +10,7 @@ from presswork.ops.threads import num_shares, run_shared
 from presswork.ops.tiles import TILE_BYTES, aligned, has_tiles, multiply_packed, pack_matrix, start_tiles, stop_tiles
 
 MIN_ROWS = 16  # below it torch's float32 products take other kernels, with other last bits
+_BLOCK = 256
 
 
 def fits_tiles(dtype: torch.dtype, inner: int, outer: int) -> bool:
@@ -46,11 +47,11 @@ def _multiply_share(x, x_bytes, packed, num_rows, width, weight, num_columns, ou
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x weight^T on tiles where they fit, else by torch, float32 with at least MIN_ROWS rows."""
+    """x weight^T on tiles where they fit, else by torch: float32 with at least MIN_ROWS rows, bfloat16 in blocks."""
     num_rows, inner = x.shape
     outer = weight.shape[0]
     if not fits_tiles(x.dtype, inner, outer) or not weight.is_contiguous():
-        return _pad_rows(x, weight)
+        return _by_torch(x, weight)
     if x.stride(1) != 1:
         x = x.contiguous()
     out = x.new_empty(num_rows, outer)
@@ -74,8 +75,24 @@ def multiply_shared(
     )  # fmt: skip
 
 
-def _pad_rows(x: Tensor, weight: Tensor) -> Tensor:
+def row_blocks(num_rows: int) -> list[slice]:
+    """Slices that cover so many rows, 16 at least, in multiples of 16 and at most 256; the last two may overlap.
+
+    Without AMX torch's bfloat16 products are compiled for every new number of rows, at half a millisecond and half a
+    megabyte each; passes of changing size would never have enough of them.
+    """
+    whole = num_rows // MIN_ROWS * MIN_ROWS
+    blocks = [slice(start, min(start + _BLOCK, whole)) for start in range(0, whole, _BLOCK)]
+    return blocks if whole == num_rows else [*blocks, slice(num_rows - MIN_ROWS, num_rows)]
+
+
+def _by_torch(x: Tensor, weight: Tensor) -> Tensor:
     num_rows = x.shape[0]
+    if x.dtype is torch.bfloat16 and num_rows > MIN_ROWS:
+        out = x.new_empty(num_rows, weight.shape[0])
+        for rows in row_blocks(num_rows):
+            torch.mm(x[rows], weight.T, out=out[rows])
+        return out
     if num_rows >= MIN_ROWS or num_rows == 0 or x.dtype is not torch.float32:
         return F.linear(x, weight)
     padded = x.new_zeros(MIN_ROWS, x.shape[1])

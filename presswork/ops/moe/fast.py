@@ -168,26 +168,35 @@ def _mix_products(h: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, 
     num_rows, inner = h.shape
     top_k, is_bf16 = experts.shape[1], h.element_size() == 2
     starts, counts, places, total = _sorted_pairs(experts, gate_up.shape[0], products.MIN_ROWS)
+    spans = [
+        (expert, slice(start + rows.start, start + rows.stop))
+        for expert, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True))
+        if count
+        for rows in _blocks(count, is_bf16)
+    ]
+    total = max(total, spans[-1][1].stop) if spans else total
     gathered, wide = h.new_zeros(total, inner), h.new_empty(total, gate_up.shape[1])
     _gather(
         h.data_ptr(), h.element_size() * h.stride(0), places.data_ptr(), places.shape[0], top_k, inner, is_bf16,
         gathered.data_ptr(),
     )  # fmt: skip
-    spans = [
-        (e, slice(start, start + max(count, products.MIN_ROWS)))
-        for e, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True))
-        if count
-    ]
-    for e, rows in spans:
-        torch.mm(gathered[rows], gate_up[e].T, out=wide[rows])
+    # What a span writes behind its expert's rows is the next one's, who writes it again.
+    for expert, rows in spans:
+        torch.mm(gathered[rows], gate_up[expert].T, out=wide[rows])
     activated, results = gated_gelu(wide), gathered
-    for e, rows in spans:
-        torch.mm(activated[rows], down[e].T, out=results[rows])
+    for expert, rows in spans:
+        torch.mm(activated[rows], down[expert].T, out=results[rows])
     out = h.new_empty(num_rows, inner)
     _combine(
         results.data_ptr(), places.data_ptr(), weights.data_ptr(), num_rows, top_k, inner, is_bf16, out.data_ptr()
     )  # fmt: skip
     return out
+
+
+def _blocks(count: int, is_bf16: bool) -> list[slice]:
+    """What to multiply at once of an expert's rows: as many as there are or some more (`products.row_blocks`)."""
+    count = max(count, products.MIN_ROWS)
+    return products.row_blocks(-(-count // products.MIN_ROWS) * products.MIN_ROWS) if is_bf16 else [slice(0, count)]
 
 
 def mix_experts(h: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
