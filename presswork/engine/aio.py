@@ -12,6 +12,7 @@ from presswork.engine.events import Done, Event, Reply
 from presswork.engine.params import SamplingParams
 from presswork.engine.request import Request
 from presswork.errors import EngineClosedError, GenerationError, PressworkError, RequestError
+from presswork.ops.threads import take_threads
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +134,7 @@ class AsyncEngine:
         self._listeners.clear()
 
     def _work(self) -> None:
+        take_threads()
         while True:
             with self._changed:
                 while not self._listeners and not self._stopping:

@@ -6,6 +6,7 @@ caller has done its share by then. Each piece is computed alike on any thread.
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,23 +30,56 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_helpers.cache_clear)
 
 
+class _Narrowed:
+    """Who keeps to one thread just now, and how many threads torch has otherwise."""
+
+    def __init__(self) -> None:
+        self._lock, self._num, self._usual = threading.Lock(), 0, 0
+
+    def enter(self, before: int) -> None:
+        with self._lock:
+            if not self._num:
+                self._usual = before
+            self._num += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._num -= 1
+
+    def usual(self) -> int:
+        with self._lock:
+            return self._usual if self._num else torch.get_num_threads()
+
+
+_narrowed = _Narrowed()
+
+
 @contextmanager
 def few_threads(num_products: int) -> Iterator[None]:
-    """Inside, torch keeps to this thread where no product has more than so many multiply-adds that sharing pays.
+    """Inside, torch keeps to this thread where no product has so many multiply-adds that sharing pays.
 
     Its threads meet after each operation. That is cheap while they spin; where a process has more of them than cores,
     as every thread that computes brings its own, they sleep instead, and waking them costs more than a small product.
-    Mutates torch's thread count, restored at the end.
+    Mutates torch's thread count, restored at the end; a thread that begins meanwhile would start with it, see
+    `take_threads`.
     """
-    before = torch.get_num_threads()
-    if num_products >= _WORTH_TORCH_THREADS or before == 1:
+    if num_products >= _WORTH_TORCH_THREADS:
         yield
         return
+    before = torch.get_num_threads()
+    _narrowed.enter(before)
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        _narrowed.leave()
+
+
+def take_threads() -> None:
+    """Give this thread, which begins, as many of torch's threads as there are outside `few_threads`."""
+    torch.set_num_threads(_narrowed.usual())
+    torch.get_num_threads()  # torch settles it now, not at the thread's first operation
 
 
 def num_shares(num_products: int, num_pieces: int) -> int:

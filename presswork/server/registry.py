@@ -15,6 +15,7 @@ from presswork.engine.aio import AsyncEngine
 from presswork.engine.engine import Engine
 from presswork.engine.loader import as_dtype, load
 from presswork.errors import EngineClosedError, ModelNotFoundError, PressworkError, QueueFullError
+from presswork.ops.threads import take_threads
 from presswork.server.config import ServerConfig
 from presswork.server.errors import HttpError
 from presswork.weights.config_files import read_config
@@ -107,7 +108,8 @@ class Workers:
     """
 
     def __init__(self, num: int, most_waiting: int):
-        self._threads, self._num, self._most_waiting = ThreadPoolExecutor(num, "presswork-work"), num, most_waiting
+        self._threads = ThreadPoolExecutor(num, "presswork-work", initializer=take_threads)
+        self._num, self._most_waiting = num, most_waiting
         self._num_calls = 0
 
     @property
@@ -247,7 +249,7 @@ class ModelRegistry:
                 return engine
 
             # Torch's helper threads end with the thread they help, and then slow nobody down.
-            own = ThreadPoolExecutor(1, "presswork-load")
+            own = ThreadPoolExecutor(1, "presswork-load", initializer=take_threads)
             try:
                 model.engine = AsyncEngine(await asyncio.get_running_loop().run_in_executor(own, loaded))
             finally:

@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from presswork.ops.linear import is_row_stable, linear
+from presswork.ops.linear.fast import row_blocks
 from tests.ops.closeness import DTYPES, random, strided
 
-SIZES = [(1, 1, 1), (3, 7, 5), (16, 32, 16), (17, 48, 33), (90, 128, 384), (0, 32, 8), (256, 352, 96), (5, 1056, 64)]
+SIZES = [
+    (1, 1, 1), (3, 7, 5), (16, 32, 16), (17, 48, 33), (90, 128, 384), (0, 32, 8), (256, 352, 96), (5, 1056, 64),
+    (300, 64, 40), (513, 32, 8),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -31,6 +35,16 @@ def test_a_row_does_not_depend_on_its_company_where_it_is_said(inner: int, dtype
     together = linear(x, weight)
     for rows in (slice(0, 1), slice(3, 5), slice(8, 25), slice(20, 52)):
         assert torch.equal(linear(x[rows], weight), together[rows])
+
+
+def test_blocks_cover_every_row_in_few_sizes() -> None:
+    sizes = set()
+    for num_rows in range(16, 1200):
+        blocks = row_blocks(num_rows)
+        assert sorted({row for rows in blocks for row in range(num_rows)[rows]}) == list(range(num_rows))
+        assert sum(rows.stop - rows.start for rows in blocks) < num_rows + 16 and blocks[-1].stop == num_rows
+        sizes |= {rows.stop - rows.start for rows in blocks}
+    assert sizes == set(range(16, 257, 16))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -138,7 +138,7 @@ def test_a_batch_may_name_adapters(capsys, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     adapter = write_adapter(folder, tmp_path / "adapter", 1)
     file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    body = {"messages": [{"role": "user", "content": "def a"}], "max_tokens": 12, "seed": 2}
+    body = {"messages": [{"role": "user", "content": "def a"}], "max_tokens": 12, "seed": 3}
     file.write_text("".join(line(name, body={**body, "model": name}) for name in ("tiny", "tiny:own", "tiny:none")))
     with pytest.raises(SystemExit):
         cli(["batch", str(file), str(out), "--model", f"tiny={folder}", "--adapter", f"own={adapter}", "--json"])
@@ -147,5 +147,5 @@ def test_a_batch_may_name_adapters(capsys, folder, tmp_path, monkeypatch):
     texts = [told[name]["body"]["choices"][0]["message"]["content"] for name in ("tiny", "tiny:own")]
     engine = load(folder)
     engine.load_adapter("own", adapter)
-    expected = [engine.chat(body["messages"], max_tokens=12, seed=2, adapter=name).text for name in (None, "own")]
+    expected = [engine.chat(body["messages"], max_tokens=12, seed=3, adapter=name).text for name in (None, "own")]
     assert texts == expected and texts[0] != texts[1]
