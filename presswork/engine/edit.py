@@ -136,9 +136,12 @@ def edit(
         progress.opening = _opening(engine, tokenizer, instruction, text)
         canvas = common.canvas_length or engine.model.config.canvas_length
         if engine.max_context - len(progress.opening) < _WINDOW_CANVASES * canvas:
+            needed = f"an edit needs {_WINDOW_CANVASES} canvases of {canvas} tokens of the context"
+            if not instruction:
+                raise RequestError(f"{needed}, which has {engine.max_context}; give a smaller canvas_length")
             raise RequestError(
-                f"the instruction and the text take {len(progress.opening)} tokens, which leave no window of the "
-                f"context of {engine.max_context}; edit a part of the text, or give no instruction"
+                f"{needed}, and the instruction and the text take {len(progress.opening)} of its {engine.max_context}; "
+                "edit a part of the text, or give no instruction"
             )
         for group in _windows(tokenizer, text, wanted, canvas):
             _edit_window(engine, tokenizer, text, group, common, num_candidates, progress)

@@ -227,10 +227,10 @@ def test_texts_longer_than_the_context_are_edited_wherever_they_change(engine):
 
 def test_an_instruction_shows_the_whole_text_which_has_to_fit(engine, monkeypatch):
     monkeypatch.setattr(engine, "submit", None)
-    with pytest.raises(
-        RequestError, match=r"the instruction and the text take .* leave no window of the context of 512"
-    ):
+    with pytest.raises(RequestError, match=r"an edit needs 3 canvases of 24 .* take [0-9]+ of its 512; edit a part"):
         edit(engine, SOURCE * 40, "Make it shorter.")
+    with pytest.raises(RequestError, match=r"an edit needs 3 canvases of 200 tokens of the context, which has 512"):
+        edit(engine, SOURCE, strength=1.0, canvas_length=200)
 
 
 def test_windows_after_the_last_change_are_left_alone(engine, monkeypatch):
