@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from presswork.engine.events import Commit, Done, Draft, Reply, TokenLogprob, TokenTrace
+from presswork.engine.events import Commit, Done, Draft, Event, Reply, TokenLogprob, TokenTrace
 from presswork.engine.params import SamplingParams
 from presswork.engine.ranking import seed_of
 from presswork.errors import ContextLengthError
@@ -43,7 +43,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """Log-probabilities of tokens that were committed."""
+    """Log-probabilities of more tokens of the text; of a reply without parts, of all that were committed."""
 
     tokens: list[TokenLogprob]
 
@@ -173,33 +173,52 @@ async def _bits(lease: Lease, ask: Ask) -> AsyncGenerator[Bit, None]:
 
 
 async def _all_bits(lease: Lease, ask: Ask) -> AsyncGenerator[Bit, None]:
-    reader, text = _reader(lease, ask), ""
+    reader = _reader(lease, ask)
     events = lease.engine.stream(ask.prompt_ids, ask.params, drafts=ask.wants_drafts)
+    found = _plain_bits(events) if reader is None else _parts(events, reader, ask, lease)
     try:
-        async for event in events:
-            if isinstance(event, Draft):
-                yield event
-                if ask.wants_states and reader is not None:
-                    coming = until_end(event.token_ids, lease.model.end_ids)[event.num_committed :]
-                    yield State(text + reader.preview(coming))
-            elif isinstance(event, Commit):
-                if event.logprobs:
-                    yield Logprobs(event.logprobs)
-                if reader is not None:
-                    for bit in reader.push(event.token_ids):
-                        text += bit.text if isinstance(bit, Piece) and bit.kind == "text" else ""
-                        yield bit
-                elif event.text:
-                    yield Piece("text", event.text)
-            else:
-                for bit in reader.flush() if reader is not None else ():
-                    text += bit.text if isinstance(bit, Piece) and bit.kind == "text" else ""
-                    yield bit
-                if ask.wants_states:
-                    yield State(text)
-                yield event
+        async for bit in found:
+            yield bit
     finally:
+        await found.aclose()
         await events.aclose()
+
+
+async def _plain_bits(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Bit, None]:
+    async for event in events:
+        if not isinstance(event, Commit):
+            yield event
+            continue
+        if event.logprobs:
+            yield Logprobs(event.logprobs)
+        if event.text:
+            yield Piece("text", event.text)
+
+
+async def _parts(
+    events: AsyncGenerator[Event, None], reader: PartReader, ask: Ask, lease: Lease
+) -> AsyncGenerator[Bit, None]:
+    text, logprobs = "", list[TokenLogprob]()
+    async for event in events:
+        if isinstance(event, Draft):
+            yield event
+            if ask.wants_states:
+                coming = until_end(event.token_ids, lease.model.end_ids)[event.num_committed :]
+                yield State(text + reader.preview(coming))
+            continue
+        found = reader.flush() if isinstance(event, Done) else reader.push(event.token_ids)
+        places = reader.text_places()
+        if isinstance(event, Commit) and event.logprobs:
+            logprobs += event.logprobs
+            if places:
+                yield Logprobs([logprobs[place] for place in places])
+        for bit in found:
+            text += bit.text if isinstance(bit, Piece) and bit.kind == "text" else ""
+            yield bit
+        if isinstance(event, Done):
+            if ask.wants_states:
+                yield State(text)
+            yield event
 
 
 def fitted(params: SamplingParams, num_prompt: int, lease: Lease) -> SamplingParams:

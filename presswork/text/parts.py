@@ -53,7 +53,10 @@ class PartReader:
         self._name: list[int] | None = None  # of the open channel, while it may still be one
         self._in_channel = False
         self._call: list[int] | None = None
+        self._call_places: list[int] = []
         self._found: list[Piece | ToolCall] = []
+        self._num_pushed = 0
+        self._text_places: list[int] = []
 
     def push(self, ids: Iterable[int]) -> list[Piece | ToolCall]:
         """Take more tokens; returns what became certain. Mutates self."""
@@ -68,7 +71,16 @@ class PartReader:
                 self._close_channel()
             else:
                 self._reason(token)
+            self._num_pushed += 1
         return self._taken()
+
+    def text_places(self) -> list[int]:
+        """Which tokens, counted from the reply's first, turned out to be text since this was last asked; ascending.
+
+        Special tokens among them and tokens behind a stop string count too. Mutates self.
+        """
+        found, self._text_places = self._text_places, []
+        return found
 
     def preview(self, ids: Iterable[int]) -> str:
         """The text that these tokens would add if they were the last; self stays as it is."""
@@ -103,19 +115,24 @@ class PartReader:
     def _answer(self, token: int) -> None:
         opening, closing = self._call_marks
         if None not in self._call_marks and token == opening:
-            self._write("text", self._call or [])
-            self._call = [token]
+            self._answer_with(self._call or [], self._call_places)
+            self._call, self._call_places = [token], [self._num_pushed]
         elif self._call is None:
-            self._write("text", [token])
+            self._answer_with([token], [self._num_pushed])
         else:
             self._call.append(token)
+            self._call_places.append(self._num_pushed)
             if token == closing:
                 call = read_call(self._call[1:-1], self._tokenizer)
                 if call is None:
-                    self._write("text", self._call)
+                    self._answer_with(self._call, self._call_places)
                 else:
                     self._found.append(call)
-                self._call = None
+                self._call, self._call_places = None, []
+
+    def _answer_with(self, ids: Sequence[int], places: Sequence[int]) -> None:
+        self._text_places += places
+        self._write("text", ids)
 
     def _write(self, kind: Kind, ids: Sequence[int]) -> None:
         self._add(kind, self._outputs[kind].push(ids))

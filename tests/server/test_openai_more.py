@@ -142,6 +142,10 @@ def test_thoughts_are_apart_from_the_text_in_every_protocol(served, thinking):
     chat = {"messages": HELLO, "max_tokens": 24}
     message = post("chat/completions", **chat).json()["choices"][0]["message"]
     assert (message["reasoning_content"], message["content"]) == (reasoning, text)
+    listed = post("chat/completions", logprobs=True, **chat).json()["choices"][0]["logprobs"]["content"]
+    assert bytes(byte for one in listed for byte in one["bytes"]).decode("utf-8", "replace") == text
+    chunks = [one["choices"][0] for one in events("chat/completions", logprobs=True, **chat) if one["choices"]]
+    assert [one for chunk in chunks if chunk["logprobs"] for one in chunk["logprobs"]["content"]] == listed
     deltas = [one["choices"][0]["delta"] for one in events("chat/completions", **chat) if one["choices"]]
     assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == reasoning
     assert "".join(delta.get("content") or "" for delta in deltas) == text

@@ -54,6 +54,19 @@ def test_parts_are_those_of_the_whole_reply(gemma: Tokenizer) -> None:
     assert seen_calls > 100 and seen_reasoning > 100
 
 
+def test_the_texts_tokens_are_told_by_their_places(gemma: Tokenizer) -> None:
+    ids = encode(gemma, "a <|tool_call>call:f{x:1}<tool_call|> b <|tool_call>broken<tool_call|>c")
+    thoughts = encode(gemma, "<|channel>thought\nso <channel|>")
+    reader, places = PartReader(gemma), []
+    whole = thoughts + ids
+    for token in whole:
+        reader.push([token])
+        places += reader.text_places()
+    text = gemma.decode([whole[place] for place in places])
+    assert places == sorted(places) and text == "a  b brokenc"
+    assert whole[places[0]] == ids[0] and reader.text_places() == []
+
+
 def test_text_before_a_call_is_out_before_the_call_and_a_call_comes_whole(gemma: Tokenizer) -> None:
     reader = PartReader(gemma)
     assert reader.push(encode(gemma, "so <|tool_call>call:f{x:")) == [Piece("text", "so ")]
