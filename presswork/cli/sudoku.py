@@ -1,9 +1,8 @@
 """How a Sudoku model is recognised and what it says is shown."""
 
 from presswork.engine.engine import Engine
-from presswork.engine.events import Reply
 from presswork.tasks.sudoku import encoding
-from presswork.tasks.sudoku.encoding import decode_solution, describe, format_grid, read_puzzle
+from presswork.tasks.sudoku.encoding import describe, format_grid, read_puzzle
 from presswork.tasks.sudoku.evaluate import is_solved
 from presswork.tasks.sudoku.generate import Cells
 
@@ -23,9 +22,8 @@ def puzzle_text(prompt: str) -> tuple[Cells, str]:
     return puzzle, f"{format_grid(puzzle)}\n{describe(puzzle)}"
 
 
-def grid_text(puzzle: Cells, reply: Reply) -> tuple[str | None, str]:
-    """(the grid of a reply, None if it spells none; whether it solves the puzzle, in words)."""
-    grid = decode_solution(reply.token_ids)
+def grid_text(puzzle: Cells, grid: Cells | None) -> tuple[str | None, str]:
+    """(a reply's grid, None if it spells none; whether it solves the puzzle, in words)."""
     if grid is None:
         return None, "not solved: the reply is not a grid"
     if is_solved(puzzle, grid):

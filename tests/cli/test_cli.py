@@ -19,7 +19,7 @@ from presswork.models.adapters import LoraConfig
 from presswork.tasks.code.tokenizer import TEMPLATE, train_tokenizer
 from presswork.tasks.molecules.smiles import VOCAB_SIZE, build_tokenizer
 from presswork.tasks.sudoku.encoding import read_puzzle
-from presswork.tasks.sudoku.generate import solve
+from presswork.tasks.sudoku.generate import generate, parse_clues, solve
 from presswork.tasks.text_files import write_text_files
 from presswork.testing import tiny_model
 from presswork.text.tokenizer import Tokenizer
@@ -70,6 +70,21 @@ def test_run_solves_the_example(capsys):
     assert solution is not None
     assert read_puzzle(out).tolist() == solution.tolist()
     assert "denoise steps" in err and "tokens/s" in err
+
+
+def test_run_tries_a_sudoku_until_the_rules_are_kept(capsys):
+    (puzzle, *_), (solution, *_) = generate(12, 5, parse_clues("minimal"))
+    text = "".join(map(str, puzzle.tolist()))
+    told = [json.loads(run(capsys, "run", text, "--model", "sudoku", "--tries", n, "--json")[1]) for n in ("1", "40")]
+    assert told[1]["solved"] and told[1]["grid"] == "".join(map(str, solution.tolist()))
+    assert told[0]["canvases"] == 1 and 1 <= told[1]["canvases"] <= 40
+    code, out, err = run(capsys, "run", text, "--model", "sudoku", "--tries", "40")
+    assert code == 0 and read_puzzle(out).tolist() == solution.tolist()
+    assert f"solved; canvas {told[1]['canvases']} of at most 40" in err
+    code, _, err = run(capsys, "run", "def f", "--tries", "2")
+    assert code == 2 and "--tries is for Sudoku puzzles" in err
+    code, _, err = run(capsys, "run", text, "--model", "sudoku", "--tries", "2", "--watch")
+    assert code == 2 and "leave out --watch" in err
 
 
 def test_run_writes_a_function_with_the_default_model(capsys):

@@ -183,6 +183,14 @@ def test_symmetries_keep_puzzles_valid_and_unique(minimal):
     assert len(puzzles) == 200 and (puzzles == generate(200, 11)[0]).all()
 
 
+def test_a_symmetry_can_be_undone(minimal):
+    puzzles, solutions = minimal
+    symmetries = draw_symmetries(len(puzzles), np.random.default_rng(4))
+    for grids in (puzzles, solutions):
+        assert not np.array_equal(symmetries.apply(grids), grids)
+        assert np.array_equal(symmetries.undo(symmetries.apply(grids)), grids)
+
+
 def test_every_kind_of_symmetry_is_drawn():
     # A single clue can go to any of the 81 cells and become any digit; a pair in one row must stay in one line.
     puzzles = np.zeros((4000, 81), np.uint8)

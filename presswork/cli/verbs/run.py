@@ -9,12 +9,24 @@ import typer
 from presswork.cli.model import open_engine
 from presswork.cli.options import AdapterOption, DeviceOption, DtypeOption, JsonOption, ModelOption, sampling_flags
 from presswork.cli.output import note, print_json, reply_json, write_text
+from presswork.cli.progress import progress_bar
 from presswork.cli.stream import can_draw, figures, watch, write_events
 from presswork.cli.sudoku import EXAMPLE, MAX_TOKENS, grid_text, is_sudoku, puzzle_text
 from presswork.engine.engine import Engine
 from presswork.engine.events import Reply
 from presswork.errors import RequestError
+from presswork.tasks.sudoku.encoding import decode_solution
+from presswork.tasks.sudoku.evaluate import is_solved
+from presswork.tasks.sudoku.tries import MAX_TRIES, replies_to
 from presswork.weights.hub import DEFAULT_MODEL
+
+_Tries = Annotated[
+    int | None,
+    typer.Option(
+        help="Canvases a Sudoku may take, each under another symmetry; the rules judge.", min=1, max=MAX_TRIES,
+        show_default=False,
+    ),
+]  # fmt: skip
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -34,6 +46,7 @@ def run(
     best_of: Annotated[
         int, typer.Option(help="Write so many replies; the one that the causal mode finds likeliest counts.", min=1)
     ] = 1,
+    tries: _Tries = None,
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
@@ -51,6 +64,7 @@ def run(
     Examples:
       presswork run --watch
       presswork run --model sudoku --watch
+      presswork run --model sudoku --file puzzle.txt --tries 32
       presswork run "Why is the sky blue?" --model FOLDER --max-tokens 200 --seed 7
       cat notes.txt | presswork run - --model FOLDER --json
       presswork run --model sudoku --file puzzle.txt --mode ar --temperature 0
@@ -60,12 +74,19 @@ def run(
         raise RequestError("--watch and --json exclude each other: one is for eyes, the other for programs")
     if is_watched and best_of > 1:
         raise RequestError("--watch shows one reply as it is written, and --best-of writes several; leave one out")
+    if tries is not None and (is_watched or best_of > 1):
+        raise RequestError("--tries writes canvases until one is right; leave out --watch and --best-of")
     text = _prompt(prompt, file, raw)
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling, adapters=adapters or ())
     if text is None:
         text = _example(engine, raw)
         if not is_sudoku(engine):
             sampling = {"max_tokens": _EXAMPLE_TOKENS, **sampling}
+    if tries is not None and (raw or not is_sudoku(engine)):
+        raise RequestError("--tries is for Sudoku puzzles, whose rules say when one is solved; leave it out")
+    if is_sudoku(engine) and not raw and tries is not None:
+        _solve_by_tries(engine, text, sampling, tries, as_json=as_json)
+        return
     if is_sudoku(engine) and not raw:
         _solve(engine, text, sampling, best_of, is_watched=is_watched, as_json=as_json)
         return
@@ -129,11 +150,36 @@ def _solve(
     # A grid with its end token, and no second canvas where a model forgets the end.
     sampling = {"max_tokens": MAX_TOKENS, **sampling}
     reply, held_s = _generate(engine, text, sampling, best_of, raw=False, is_watched=is_watched, is_quiet=True)
-    grid, verdict = grid_text(puzzle, reply)
+    grid, verdict = grid_text(puzzle, decode_solution(reply.token_ids))
     if not as_json:
         write_text((reply.text if grid is None else grid) + "\n")
         note("")
     _finish(engine, reply, held_s, as_json=as_json, verdict=f"{verdict}; ")
+
+
+def _solve_by_tries(engine: Engine, text: str, sampling: dict[str, Any], tries: int, *, as_json: bool) -> None:
+    """A puzzle in, the first grid that solves it out, or the last one."""
+    puzzle, shown_puzzle = puzzle_text(text)
+    if not as_json:
+        note(f"{shown_puzzle}\n")
+    num, solved, last = 0, False, None
+    with progress_bar("canvases", tries) as advance:
+        for last in replies_to(engine, puzzle, tries, **sampling):
+            num += 1
+            advance(1)
+            solved = last[0] is not None and is_solved(puzzle, last[0])
+            if solved:
+                break
+    assert last is not None
+    grid, reply = last
+    if as_json:
+        cells = None if grid is None else "".join(map(str, grid.tolist()))
+        print_json({"model": engine.name, "solved": solved, "canvases": num, "grid": cells})
+        return
+    shown, verdict = grid_text(puzzle, grid)
+    write_text((reply.text if shown is None else shown) + "\n")
+    note("")
+    note(f"{verdict}; canvas {num} of at most {tries}; the last one: {figures(reply, 0.0)}")
 
 
 def _finish(engine: Engine, reply: Reply, held_s: float, *, as_json: bool, verdict: str = "") -> None:

@@ -15,12 +15,10 @@ from presswork.errors import RequestError
 from presswork.grammar.languages import Regex
 from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, DIGIT_ID, decode_solution, encode_prompts, read_puzzle
 from presswork.tasks.sudoku.generate import Cells, Clues, Grids, as_grids, count_solutions, generate, solve
-from presswork.tasks.sudoku.symmetry import draw_symmetries
+from presswork.tasks.sudoku.tries import drawn_symmetries, seed_of_try
 
 # Enough to keep passes full, and small against an engine's queue.
 _BATCH = 64
-# Far apart, so that seeds of one evaluation are not those of the next.
-_SEED_STRIDE = 1 << 32
 
 ROWS = Regex("([1-9]{9}\n){8}[1-9]{9}")
 """What every solution looks like."""
@@ -155,7 +153,7 @@ def _run(
                 params["pins"] = [_clue_pins(seen[i]) for i in batch]
             found = engine.generate(
                 prompt_token_ids=encode_prompts(seen[batch]).tolist(), mode=mode, max_tokens=CANVAS_LENGTH,
-                seed=seed + attempt * _SEED_STRIDE, **params,
+                seed=seed_of_try(seed, attempt), **params,
             )  # fmt: skip
             replies |= zip(batch, found, strict=True)
             num_right[batch] = [num_cells_right(r.token_ids, wanted[i]) for i, r in zip(batch, found, strict=True)]
@@ -180,9 +178,9 @@ def _run(
 
 def _turned(puzzles: Grids, solutions: Grids, seed: int, attempt: int) -> tuple[Grids, Grids]:
     """Puzzles and solutions as a try sees them: the first as they are, each other one under random symmetries."""
-    if attempt == 0:
+    symmetries = drawn_symmetries(len(puzzles), seed, attempt)
+    if symmetries is None:
         return puzzles, solutions
-    symmetries = draw_symmetries(len(puzzles), np.random.default_rng((seed, attempt)))
     return symmetries.apply(puzzles), symmetries.apply(solutions)
 
 

@@ -29,6 +29,13 @@ class Symmetries:
         moved = np.take_along_axis(grids, self.cells, 1)
         return np.take_along_axis(self.digits, moved.astype(np.int64), 1).astype(np.uint8)
 
+    def undo(self, grids: Grids) -> Grids:
+        """What grids were before `apply`, as new arrays."""
+        named = np.take_along_axis(self.digits.argsort(1), grids.astype(np.int64), 1).astype(np.uint8)
+        before = np.empty_like(named)
+        np.put_along_axis(before, self.cells, named, 1)
+        return before
+
 
 def draw_symmetries(num: int, rng: np.random.Generator) -> Symmetries:
     """Independent symmetries, each equally likely."""

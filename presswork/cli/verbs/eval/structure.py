@@ -14,6 +14,14 @@ from presswork.weights.hub import DEFAULT_MODEL
 
 _SHOWN = 3  # free replies that are not valid
 
+_Steps = Annotated[
+    int | None,
+    typer.Option(help="Step budget of a canvas; 1, 2, 4, 8 and 16 in turn by default.", min=1, show_default=False),
+]
+_Free = Annotated[
+    bool, typer.Option("--free", help="Write each without its language too, to see what keeping to it changes.")
+]
+
 
 def structure(
     context: typer.Context,
@@ -24,13 +32,8 @@ def structure(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Draw the weights anew: validity must not depend on them.")
     ] = False,
-    steps: Annotated[
-        int | None,
-        typer.Option(help="Step budget of a canvas; 1, 2, 4, 8 and 16 in turn by default.", min=1, show_default=False),
-    ] = None,
-    free: Annotated[
-        bool, typer.Option("--free", help="Write each without its language too, to see what keeping to it changes.")
-    ] = False,
+    steps: _Steps = None,
+    free: _Free = False,
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "diffusion",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
