@@ -195,9 +195,10 @@ def test_a_load_goes_on_when_those_that_wait_leave_and_is_done_once(folder, monk
 
 
 def test_a_server_that_stops_does_not_wait_for_a_load(folder, monkeypatch):
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def endless(source, *, progress, **options):
+        begun.set()
         try:
             for done in range(3000):
                 time.sleep(0.01)
@@ -210,14 +211,15 @@ def test_a_server_that_stops_does_not_wait_for_a_load(folder, monkeypatch):
     async def run():
         models = registry.ModelRegistry(ServerConfig(models={"tiny": str(folder)}))
         waiting = asyncio.ensure_future(models.use("tiny").__aenter__())
-        await asyncio.sleep(0.3)
+        assert await asyncio.to_thread(begun.wait, 60)
+        started = time.perf_counter()
         await models.close()
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
+        return started
 
-    started = time.perf_counter()
-    asyncio.run(run())
-    assert ended.is_set() and time.perf_counter() - started < 5
+    started = asyncio.run(run())
+    assert ended.wait(5) and time.perf_counter() - started < 5
 
 
 def test_a_model_that_is_not_there_yet_is_listed_without_its_window(folder):

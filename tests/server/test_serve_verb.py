@@ -11,7 +11,7 @@ import time
 import httpx
 import pytest
 
-from presswork.cli.verbs.serve import _adapters, _keys, named_models
+from presswork.cli.verbs.serve import _keys, named_adapters, named_models
 from presswork.errors import ConfigError
 
 
@@ -83,9 +83,9 @@ def test_models_adapters_and_keys_are_read_from_flags(tmp_path):
     for given, message in ((["a=x", "a=y"], "two models are named"), (["=x"], "NAME=MODEL")):
         with pytest.raises(ConfigError, match=message):
             named_models(given)
-    assert _adapters(["x=one", "b:y=two"], "a") == {"a": {"x": "one"}, "b": {"y": "two"}}
+    assert named_adapters(["x=one", "b:y=two"], "a") == {"a": {"x": "one"}, "b": {"y": "two"}}
     with pytest.raises(ConfigError, match="--adapter takes"):
-        _adapters(["x"], "a")
+        named_adapters(["x"], "a")
     (tmp_path / "keys").write_text("one\n\n two \n")
     assert _keys(["zero"], tmp_path / "keys") == ("zero", "one", "two")
     (tmp_path / "keys").write_text("\n")

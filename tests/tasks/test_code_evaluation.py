@@ -197,7 +197,8 @@ def test_a_line_left_to_right_begins_behind_the_prefix_and_ends_with_its_break(e
     task, tokenizer = infill_tasks(wheel(tmp_path))[1], engine.tokenizer
     prompt, border = cut_after(tokenizer, task.prefix, engine.model.config.vocab_size)
     assert border.given == b"\n" and prompt == tokenizer.encode(task.prefix)[:-1]
-    line, num_tokens = _continued_line(engine, task, 0, {})
+    line, completed, num_tokens = _continued_line(engine, task, 0, {})
+    assert line is not None and completed == task.prefix + line + task.suffix
     assert line.endswith("\n") and line.count("\n") == 1 and num_tokens[0] <= LINE_TOKENS + 2
 
 
