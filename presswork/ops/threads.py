@@ -31,7 +31,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Narrowed:
-    """Who keeps to one thread just now, and how many threads torch has otherwise."""
+    """How many keep torch to another number of threads just now, and how many it has otherwise."""
 
     def __init__(self) -> None:
         self._lock, self._num, self._usual = threading.Lock(), 0, 0
@@ -55,29 +55,38 @@ _narrowed = _Narrowed()
 
 
 @contextmanager
+def torch_threads(num: int) -> Iterator[None]:
+    """Inside, torch has so many threads in this one. Mutates torch's count, restored at the end.
+
+    A thread that begins meanwhile would start with this number, and keep it; see `take_threads`.
+    """
+    before = torch.get_num_threads()
+    _narrowed.enter(before)
+    torch.set_num_threads(num)
+    try:
+        yield
+    finally:
+        # Also what threads born later start with, whichever thread had set it last.
+        torch.set_num_threads(before)
+        _narrowed.leave()
+
+
+@contextmanager
 def few_threads(num_products: int) -> Iterator[None]:
     """Inside, torch keeps to this thread where no product has so many multiply-adds that sharing pays.
 
     Its threads meet after each operation. That is cheap while they spin; where a process has more of them than cores,
     as every thread that computes brings its own, they sleep instead, and waking them costs more than a small product.
-    Mutates torch's thread count, restored at the end; a thread that begins meanwhile would start with it, see
-    `take_threads`.
     """
     if num_products >= _WORTH_TORCH_THREADS:
         yield
         return
-    before = torch.get_num_threads()
-    _narrowed.enter(before)
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         yield
-    finally:
-        torch.set_num_threads(before)
-        _narrowed.leave()
 
 
 def take_threads() -> None:
-    """Give this thread, which begins, as many of torch's threads as there are outside `few_threads`."""
+    """Give this thread, which begins, as many of torch's threads as there are outside `torch_threads`."""
     torch.set_num_threads(_narrowed.usual())
     torch.get_num_threads()  # torch settles it now, not at the thread's first operation
 

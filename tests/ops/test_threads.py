@@ -8,6 +8,7 @@ import torch
 from presswork.engine.engine import Engine
 from presswork.models import transformer
 from presswork.ops import threads
+from presswork.ops.vocab_head.threads import worker_threads
 from presswork.testing import fixture_config, fixture_model
 
 
@@ -69,6 +70,22 @@ def test_a_thread_that_begins_meanwhile_has_the_usual_number(takes, several_thre
         helper.join()
         assert torch.get_num_threads() == 3
     assert found == ([3, 3] if takes else [1, 1])
+
+
+def test_a_thread_that_begins_during_a_sweep_has_the_usual_number(several_threads) -> None:
+    found = []
+
+    def begin() -> None:
+        threads.take_threads()
+        found.append(torch.get_num_threads())
+
+    with several_threads(3):
+        with worker_threads(1, 1):
+            helper = threading.Thread(target=begin)
+            helper.start()
+            helper.join()
+        assert torch.get_num_threads() == 3
+    assert found == [3]
 
 
 def test_threads_that_compute_already_keep_theirs(several_threads) -> None:

@@ -11,6 +11,7 @@ import httpx
 CHAT, FIM = "/v1/chat/completions", "/v1/fim/completions"
 SCHEMA = {"type": "object", "properties": {"name": {"enum": ["add", "sub"]}}, "required": ["name"]}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "found", "schema": SCHEMA}}
+MALFORMED = [b"", b"[1]", b'{"messages": 3}', b"[" * 5000]
 KEPT = ("presswork_running", "presswork_waiting", "presswork_waiting_edits", "presswork_cache_bytes")
 
 
@@ -54,21 +55,18 @@ async def crowd(url: str, alone: list[str], num_clients: int, num_rounds: int) -
                 place = draw.randrange(len(alone))
                 path, body = bodies()[place]
                 kind = draw.choice(("stream", "stream", "whole", "leave", "malformed"))
-                if kind == "malformed":
-                    answer = await client.post(
-                        path, content=draw.choice([b"", b"[1]", b'{"messages": 3}', b"[" * 5000])
-                    )
-                    wrong.extend(() if answer.status_code == 400 else (f"malformed: {answer.status_code}",))
-                elif kind == "leave":
+                if kind == "leave":
                     await streamed(client, path, body, draw.randrange(3))
+                    continue
+                expected: object = alone[place]
+                if kind == "malformed":
+                    found, expected = (await client.post(path, content=draw.choice(MALFORMED))).status_code, 400
+                elif kind == "whole":
+                    found = text_of((await client.post(path, json=body)).json())
                 else:
-                    whole = kind == "whole"
-                    text = (
-                        text_of((await client.post(path, json=body)).json())
-                        if whole
-                        else await streamed(client, path, body)
-                    )
-                    wrong.extend(() if text == alone[place] else (f"{kind} {path}: {text!r}",))
+                    found = await streamed(client, path, body)
+                if found != expected:
+                    wrong.append(f"{kind} {path}: {found!r}")
 
         await asyncio.gather(*map(one_client, range(num_clients)))
     return wrong

@@ -167,7 +167,7 @@ def _solve_by_tries(engine: Engine, text: str, sampling: dict[str, Any], tries: 
         for last in replies_to(engine, puzzle, tries, **sampling):
             num += 1
             advance(1)
-            solved = last[0] is not None and is_solved(puzzle, last[0])
+            solved = is_solved(puzzle, last[0])
             if solved:
                 break
     assert last is not None

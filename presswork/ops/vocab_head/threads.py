@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from presswork.ops.threads import torch_threads
 from presswork.ops.vocab_head.classes import TILE
 
 LAG = 8  # tiles handed out before the oldest is merged, and so the most threads that can help
@@ -44,14 +45,9 @@ def worker_threads(count: int, threads_each: int) -> Iterator[Submit]:
 
     Inside, torch keeps to `threads_each` threads in the caller too. Mutates torch's thread count, restored at the end.
     """
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads_each)
+    with torch_threads(threads_each):
         if count == 1:
             yield run_now
         else:
             with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads_each,)) as pool:
                 yield pool.submit
-    finally:
-        # Also what threads born later start with, whichever thread had set it last.
-        torch.set_num_threads(before)

@@ -118,8 +118,10 @@ def load_puzzles(path: str | Path) -> tuple[Grids, Grids]:
     return np.stack([puzzle for puzzle, _ in pairs]), np.stack([solution for _, solution in pairs])
 
 
-def is_solved(puzzle: Cells, cells: Cells) -> bool:
-    """Whether cells keep every clue and hold 1-9 once in each row, column and box."""
+def is_solved(puzzle: Cells, cells: Cells | None) -> bool:
+    """Whether cells keep every clue and hold 1-9 once in each row, column and box; None, no grid at all, does not."""
+    if cells is None:
+        return False
     puzzle, grid = np.asarray(puzzle).reshape(81), np.asarray(cells).reshape(9, 9)
     boxes = grid.reshape(3, 3, 3, 3).swapaxes(1, 2).reshape(9, 9)
     if ((puzzle != 0) & (puzzle != grid.reshape(81))).any():
@@ -158,7 +160,7 @@ def _run(
             replies |= zip(batch, found, strict=True)
             num_right[batch] = [num_cells_right(r.token_ids, wanted[i]) for i, r in zip(batch, found, strict=True)]
             num_steps += sum(len(r.token_ids) if mode == "ar" else r.stats.num_denoise_steps for r in found)
-            solved_at |= {i: attempt for i in batch if _solves(seen[i], replies[i])}
+            solved_at |= {i: attempt for i in batch if is_solved(seen[i], decode_solution(replies[i].token_ids))}
             if on_progress is not None:
                 is_last = attempt + 1 == tries
                 on_progress(mode, num - len(left) + start + len(batch) if is_last else len(solved_at))
@@ -188,11 +190,6 @@ def _clue_pins(puzzle: Cells) -> dict[int, int]:
     """Where a puzzle's clues stand in its canvas, and as which tokens."""
     cells = np.flatnonzero(puzzle).tolist()
     return {cell // 9 * 10 + cell % 9: DIGIT_ID + int(puzzle[cell]) for cell in cells}
-
-
-def _solves(puzzle: Cells, reply: Reply) -> bool:
-    grid = decode_solution(reply.token_ids)
-    return grid is not None and is_solved(puzzle, grid)
 
 
 def _read_pair(line: str) -> tuple[Cells, Cells]:
