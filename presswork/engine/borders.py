@@ -5,6 +5,7 @@ two that no training text has in a row where the text is cut between them. So wh
 up, and the model may write any token there that begins (left of what it writes) or ends (right of it) with it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from presswork.text.tokenizer import Tokenizer
+
+MOST_CHARACTERS = 64  # of a token; longer ones only shorten what is read of a text
+SCORED_TOKENS = 32  # of what follows the last gap: enough to tell whether the gap leads into it
+_SEEN = 4096  # characters before a gap that can have a say in how what follows it is cut into tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,15 +31,35 @@ class Border:
         return 0 if self.banned is None else 1
 
 
+def opening(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before a text, such as a begin token, without what it puts behind one."""
+    marked, plain = tokenizer.encode("a"), tokenizer.encode_plain("a")
+    size = len(plain)
+    place = next((i for i in range(len(marked) - size + 1) if marked[i : i + size] == plain), 0)
+    return marked[:place]
+
+
+def cut_history(max_context: int, opening: Sequence[int], history: Sequence[int], num_tokens: int) -> list[int]:
+    """An opening, and as much of the end of a history as leaves room for so many tokens of a context.
+
+    Where there is no opening one token of the history stays whatever the room, since something must stand before them.
+    """
+    room = max(max_context - len(opening) - num_tokens, 0 if opening else 1)
+    return [*opening, *history[max(0, len(history) - room) :]]
+
+
 def cut_after(tokenizer: Tokenizer, prefix: str, vocab_size: int) -> tuple[list[int], Border]:
-    """(the prefix's tokens, special ones included, but for the last, given up; the border behind them); pure."""
-    ids = tokenizer.encode(prefix)
+    """(the tokens before a text and its own but for the last, given up; the border behind them); pure.
+
+    A special token spelled out in the text is mere text.
+    """
+    start, ids = opening(tokenizer), tokenizer.encode_plain(prefix)
     given = tokenizer.all_token_bytes[ids[-1]] if ids else b""
     # Without a token before it the model could not read the border causally.
-    if len(ids) < 2 or not prefix.encode().endswith(given):
-        return ids, Border()
+    if len(start) + len(ids) < 2 or not given or not prefix.encode().endswith(given):
+        return start + ids, Border()
     border = _border(tokenizer, given, vocab_size, at_start=True)
-    return ids[: len(ids) - border.num_tokens], border
+    return start + ids[: len(ids) - border.num_tokens], border
 
 
 def cut_before(tokenizer: Tokenizer, prefix: str, suffix: str, vocab_size: int) -> tuple[list[int], Border]:
@@ -46,7 +71,7 @@ def cut_before(tokenizer: Tokenizer, prefix: str, suffix: str, vocab_size: int) 
     text, known = suffix.encode(), tokenizer.all_token_bytes
     backwards: list[int] = []
     num_left = len(text)
-    for token in reversed(tokenizer.encode(prefix + suffix, add_special_tokens=False)):
+    for token in reversed(tokenizer.encode_plain(prefix[-_SEEN:] + suffix)):
         if num_left == 0 or len(known[token]) > num_left:
             break
         backwards.append(token)
@@ -55,8 +80,8 @@ def cut_before(tokenizer: Tokenizer, prefix: str, suffix: str, vocab_size: int) 
     border = _border(tokenizer, given or b"".join(known[token] for token in ids[:1]), vocab_size, at_start=False)
     is_spelled = b"".join(known[token] for token in ids) == text[num_left:]
     if not is_spelled or (given and border.banned is None):
-        # Special tokens have no bytes, and a tokenizer that normalises has others.
-        return tokenizer.encode(suffix, add_special_tokens=False), Border()
+        # A tokenizer that normalises has other bytes.
+        return tokenizer.encode_plain(suffix), Border()
     return (ids if given else ids[border.num_tokens :]), border
 
 

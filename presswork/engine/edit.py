@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from presswork.engine.borders import cut_history, opening
 from presswork.engine.changes import changes_between, mean_over
 from presswork.engine.params import SamplingParams, refuse_decided
 from presswork.engine.rewrite import (
@@ -19,9 +20,7 @@ from presswork.engine.rewrite import (
     Window,
     behind,
     check_candidates,
-    cut_history,
     first_tokens,
-    opening,
     rewrite,
     substitute,
     text_of,
@@ -300,6 +299,6 @@ def _probabilities(
         return [], []
     history, last = behind(tokenizer, progress.done, engine.max_context)
     history += tokenizer.encode_plain(last)
-    given = cut_history(engine, progress.opening, history, len(ids))
+    given = cut_history(engine.max_context, progress.opening, history, len(ids))
     sizes = [len(tokenizer.all_token_bytes[i]) for i in ids]
     return sizes, [math.exp(logprob) for logprob in engine.score(given, ids, adapter=adapter)]

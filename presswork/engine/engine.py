@@ -241,19 +241,20 @@ class Engine:
 
     def fill_gaps(
         self, fixed: Sequence[str], *, max_tokens: int | None = None, gap: TextLanguage | None = None,
-        indent: int = 0, num_candidates: int = 4, **params: Any,
+        indent: int = 0, num_candidates: int | None = None, **params: Any,
     ) -> GapsReply:  # fmt: skip
         """Fill the gaps between texts, which all come back byte for byte; each gap takes what it needs.
 
-        Where `fill` tries a gap's lengths one by one, here the text behind it floats: gaps may be several, longer than
-        a canvas, or kept to a language.
+        One gap that fits a canvas is written as `fill` does, at several lengths. Where there are several gaps, or one
+        is longer than a canvas or kept to a language, the text behind each floats.
 
         Args:
             fixed: the texts around the gaps, the first and last possibly empty.
             max_tokens: of all gaps together, at most; None is half a canvas for each.
             gap: what each gap may hold, such as Regex; None is any text.
             indent: spaces that every line a gap begins has at least, unless it is blank; for code.
-            num_candidates: ways to fill them; the one the causal mode finds likeliest comes first.
+            num_candidates: ways to fill them; the one the causal mode finds likeliest comes first. None is up to 8
+                lengths of a single gap, and 4 of gaps that float; 1 lets a single gap float too.
             params: fields of SamplingParams, but for those that the gaps decide.
         Raises: RequestError, UnsupportedError, GenerationError.
         """

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from presswork.cache.contiguous import SequenceCache
 from presswork.engine.adapters import LoadedAdapter
-from presswork.engine.borders import Border, cut_after, cut_before
+from presswork.engine.borders import (
+    MOST_CHARACTERS,
+    SCORED_TOKENS,
+    Border,
+    cut_after,
+    cut_before,
+    cut_history,
+    opening,
+)
 from presswork.engine.events import Reply
 from presswork.engine.params import SamplingParams, refuse_decided
 from presswork.engine.probe import prefilled
@@ -30,7 +38,7 @@ from presswork.text.tokenizer import Tokenizer, with_token_texts
 if TYPE_CHECKING:
     from presswork.engine.engine import Engine
 
-_MAX_CANDIDATES = 16
+_MAX_LENGTHS = 16
 _DECIDED = (
     "mode", "pins", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs", "constraint", "start", "trace",
 )  # fmt: skip
@@ -76,21 +84,26 @@ class FillReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Frame:
-    """What all candidates share.
+class Frame:
+    """What all lengths of a gap share.
 
     Args:
         prompt: tokens before the canvas.
         left, right: the gap's borders.
         pinned: the canvas behind the right border: the suffix, and ends where it has room for more.
         scored: the suffix as it counts: as much as a canvas holds, and the end where that is all.
+        room: free tokens that the gap may have; less than 1 where a canvas has no room for a gap.
+        is_cut: the context had no room for all of the prefix, and its beginning was left out.
     """
 
+    canvas_length: int
     prompt: list[int]
     left: Border
     right: Border
     pinned: list[int]
     scored: list[int]
+    room: int
+    is_cut: bool
 
 
 def fill(
@@ -114,29 +127,13 @@ def fill(
     refuse_decided("fill", _DECIDED, params)
     common = engine.defaults.changed(**params, mode="diffusion")
     tokenizer = with_token_texts(engine.tokenizer, "fill needs", engine.name)
-    canvas_length = common.canvas_length or engine.model.config.canvas_length
-    frame = _frame(engine, tokenizer, prefix, suffix, canvas_length)
-    wanted = _lengths(frame, canvas_length, max_tokens, lengths)
-    under = engine._adapters.find(common.adapter)
-    with prefilled(engine, frame.prompt, under) as (cache, last):
-        replies = _denoise(engine, tokenizer, frame, wanted, common, canvas_length)
-        candidates = []
-        for length, reply in zip(wanted, replies, strict=True):
-            num = frame.left.num_tokens + length + frame.right.num_tokens
-            text = _gap_text(tokenizer, frame, reply.token_ids[:num])
-            if text is not None:
-                score = _score(engine, cache, last, reply.token_ids[:num] + frame.scored, under)
-                candidates.append(
-                    FillCandidate(
-                        text=text, length=length, score=score, num_denoise_steps=reply.stats.num_denoise_steps
-                    )
-                )
+    frame = frame_of(engine, tokenizer, prefix, suffix, common)
+    wanted = _lengths(frame, max_tokens, lengths)
+    candidates = write_lengths(engine, tokenizer, frame, wanted, common)
     if not candidates:
         raise GenerationError(
             f"none of {len(wanted)} candidates is UTF-8 text; try other lengths, another seed or more steps"
         )
-    # Sorting is stable: of equal scores the shorter wins.
-    candidates.sort(key=lambda candidate: -candidate.score)
     return FillReply(
         prefix=prefix,
         text=candidates[0].text,
@@ -146,36 +143,72 @@ def fill(
     )
 
 
-def _frame(engine: "Engine", tokenizer: Tokenizer, prefix: str, suffix: str, canvas_length: int) -> _Frame:
-    vocab = engine.model.config.vocab_size
-    prompt, left = cut_after(tokenizer, prefix, vocab)
-    tail, right = cut_before(tokenizer, prefix, suffix, vocab)
-    if not prompt:
+def frame_of(engine: "Engine", tokenizer: Tokenizer, prefix: str, suffix: str, common: SamplingParams) -> Frame:
+    """What a gap's canvases have around it. Raises RequestError where the context has no room for a canvas."""
+    config = engine.model.config
+    canvas_length = common.canvas_length or config.canvas_length
+    # What a token can hold of a long prefix is enough of it.
+    start, prefix = opening(tokenizer), prefix[-MOST_CHARACTERS * engine.max_context :]
+    whole, left = cut_after(tokenizer, prefix, config.vocab_size)
+    tail, right = cut_before(tokenizer, prefix, suffix, config.vocab_size)
+    if not whole:
         raise RequestError("fill needs a prefix: this model's tokenizer has no begin token to start from")
-    if len(prompt) + canvas_length > engine.max_context:
+    num_scored = min(canvas_length, SCORED_TOKENS)
+    prompt = cut_history(engine.max_context, start, whole[len(start) :], canvas_length + num_scored)
+    room = engine.max_context - len(prompt) - canvas_length
+    if room < 0:
         raise RequestError(
-            f"the prefix's {len(prompt)} tokens and a canvas of {canvas_length} do not fit the context of "
-            f"{engine.max_context}; shorten the prefix or lower canvas_length"
+            f"a canvas of {canvas_length} tokens and what must stand before it do not fit the context of "
+            f"{engine.max_context}; lower canvas_length"
         )
-    end = engine.model.config.eos_token_id
-    num_scored = max(0, min(canvas_length, engine.max_context - len(prompt) - canvas_length))
-    return _Frame(
+    borders = left.num_tokens + right.num_tokens
+    return Frame(
+        canvas_length=canvas_length,
         prompt=prompt,
         left=left,
         right=right,
         # Behind a text's end a canvas holds end tokens, in training too.
-        pinned=tail + [end] * max(0, canvas_length - len(tail)),
-        scored=[*tail, end][:num_scored],
+        pinned=tail + [config.eos_token_id] * max(0, canvas_length - len(tail)),
+        scored=[*tail, config.eos_token_id][: min(canvas_length, room)],
+        # A quarter of the canvas stays pinned, so that the gap has a right side.
+        room=canvas_length - borders - max(1, canvas_length // 4),
+        is_cut=len(prompt) < len(whole),
     )
 
 
-def _lengths(frame: _Frame, canvas_length: int, max_tokens: int | None, lengths: Sequence[int] | None) -> list[int]:
+def write_lengths(
+    engine: "Engine", tokenizer: Tokenizer, frame: Frame, lengths: Sequence[int], common: SamplingParams
+) -> list[FillCandidate]:
+    """One candidate for each length whose text is valid, the likeliest first, of equal ones the shorter.
+
+    Raises: RequestError, GenerationError.
+    """
+    under = engine._adapters.find(common.adapter)
+    candidates = []
+    with prefilled(engine, frame.prompt, under) as (cache, last):
+        for length, reply in zip(lengths, _denoise(engine, tokenizer, frame, lengths, common), strict=True):
+            ids = reply.token_ids[: frame.left.num_tokens + length + frame.right.num_tokens]
+            text = _gap_text(tokenizer, frame, ids)
+            if text is not None:
+                score, num_steps = _score(engine, cache, last, ids + frame.scored, under), reply.stats.num_denoise_steps
+                candidates.append(FillCandidate(text=text, length=length, score=score, num_denoise_steps=num_steps))
+    # Sorting is stable.
+    return sorted(candidates, key=lambda candidate: -candidate.score)
+
+
+def spread_lengths(most: int, num: int) -> list[int]:
+    """At most so many lengths up to the longest, closer to each other where they are short; pure."""
+    if most <= num:
+        return list(range(1, most + 1))
+    return sorted({round(most ** (i / (num - 1))) for i in range(num)})
+
+
+def _lengths(frame: Frame, max_tokens: int | None, lengths: Sequence[int] | None) -> list[int]:
     """The gap lengths to try, shortest first."""
-    borders = frame.left.num_tokens + frame.right.num_tokens
-    # A quarter of the canvas stays pinned, so that the gap has a right side.
-    room = canvas_length - borders - max(1, canvas_length // 4)
+    room = frame.room
     if room < 1:
-        raise RequestError(f"a canvas of {canvas_length} tokens has no room for a gap; raise canvas_length")
+        raise RequestError(f"a canvas of {frame.canvas_length} tokens has no room for a gap; raise canvas_length")
+    borders = frame.left.num_tokens + frame.right.num_tokens
     if lengths is not None:
         if max_tokens is not None:
             raise RequestError("give either max_tokens or lengths, got both")
@@ -186,20 +219,17 @@ def _lengths(frame: _Frame, canvas_length: int, max_tokens: int | None, lengths:
             raise RequestError(f"lengths must be integers in {low}..{room} for this gap and canvas, got {got!r}")
         return sorted(set(lengths))
     if max_tokens is None:
-        max_tokens = min(room, max(1, canvas_length // 2))
+        max_tokens = min(room, max(1, frame.canvas_length // 2))
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or not 1 <= max_tokens <= room:
         raise RequestError(f"max_tokens must be an integer in 1..{room} for this gap and canvas, got {max_tokens!r}")
-    if max_tokens <= _MAX_CANDIDATES:
-        return list(range(1, max_tokens + 1))
-    return sorted({round(max_tokens ** (i / (_MAX_CANDIDATES - 1))) for i in range(_MAX_CANDIDATES)})
+    return spread_lengths(max_tokens, _MAX_LENGTHS)
 
 
 def _denoise(
-    engine: "Engine", tokenizer: Tokenizer, frame: _Frame, lengths: Sequence[int], common: SamplingParams,
-    canvas_length: int,
-) -> list[Reply]:  # fmt: skip
+    engine: "Engine", tokenizer: Tokenizer, frame: Frame, lengths: Sequence[int], common: SamplingParams
+) -> list[Reply]:
     """One canvas of each length, all in shared passes."""
-    vocab = engine.model.config.vocab_size
+    vocab, canvas_length = engine.model.config.vocab_size, frame.canvas_length
     # As end tokens they are ruled out before the last pin, and behind it there is nothing to write.
     no_text = [i for i in range(vocab) if i >= tokenizer.vocab_size or not tokenizer.all_token_bytes[i]]
     common = common.changed(max_tokens=canvas_length, canvas_length=canvas_length, stop_token_ids=no_text)
@@ -218,7 +248,7 @@ def _denoise(
             engine.cancel(request)
 
 
-def _gap_text(tokenizer: Tokenizer, frame: _Frame, ids: Sequence[int]) -> str | None:
+def _gap_text(tokenizer: Tokenizer, frame: Frame, ids: Sequence[int]) -> str | None:
     """The gap's text, None where its bytes are none."""
     parts = b"".join(tokenizer.all_token_bytes[i] for i in ids)
     assert parts.startswith(frame.left.given) and parts.endswith(frame.right.given)

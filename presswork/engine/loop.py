@@ -117,6 +117,7 @@ class EngineLoop:
             return
         advance(canvas, reading, request.rules, request.noise, self._vocab_size)
         request.num_denoise_steps += 1
+        canvas.finished = canvas.finished or request.is_overdue
         if not canvas.finished and request.params.commit_after is not None:
             num = canvas.num_settled(request.params.commit_after, request.params.entropy_bound)
             if num > canvas.num_held:
@@ -137,7 +138,8 @@ class EngineLoop:
         first = canvas.num_held
         if first == stop:
             return
-        taken = request.output.take(canvas.argmax[first:stop].tolist())
+        is_last = stop == len(canvas.argmax) and request.ends_here
+        taken = request.output.take(canvas.argmax[first:stop].tolist(), is_last=is_last)
         rows = slice(first, first + taken.num_tokens)
         logprobs = None
         if request.params.logprobs is not None:
@@ -178,7 +180,7 @@ class EngineLoop:
             request.fail(_non_finite(request, f"token {position + 1}"))
             return
         token = int(reading.sample)
-        taken = request.output.take([token])
+        taken = request.output.take([token], is_last=request.ends_here)
         if request.constraint is not None:
             request.constraint.take([token], request.end_ids)
         logprobs = None

@@ -35,8 +35,8 @@ class OutputText:
         """Tokens that may still be written."""
         return self._max_tokens - len(self.token_ids)
 
-    def take(self, ids: Sequence[int]) -> Taken:
-        """Append tokens until the reply ends or they run out. Mutates self."""
+    def take(self, ids: Sequence[int], *, is_last: bool = False) -> Taken:
+        """Append tokens until the reply ends or they run out; the last ones end it like max_tokens. Mutates self."""
         pieces: list[str] = []
         for count, token in enumerate(ids, start=1):
             self.token_ids.append(token)
@@ -44,7 +44,10 @@ class OutputText:
             if ended is not None:
                 reason, match = ended
                 return Taken(num_tokens=count, text="".join(pieces), finish_reason=reason, stop_match=match)
-        return Taken(num_tokens=len(ids), text="".join(pieces))
+        if not is_last:
+            return Taken(num_tokens=len(ids), text="".join(pieces))
+        reason, match = self._cut(pieces)
+        return Taken(num_tokens=len(ids), text="".join(pieces), finish_reason=reason, stop_match=match)
 
     def flush(self) -> tuple[str, str | None]:
         """(text that was held back, stop string found in it); call once, when no more tokens come."""
@@ -69,8 +72,10 @@ class OutputText:
         pieces.append(text)
         if match is not None:
             return "stop", match
-        if count >= self._max_tokens:
-            text, match = self.flush()
-            pieces.append(text)
-            return ("length", None) if match is None else ("stop", match)
-        return None
+        return self._cut(pieces) if count >= self._max_tokens else None
+
+    def _cut(self, pieces: list[str]) -> tuple[FinishReason, str | None]:
+        """The reply ends here, unasked. Mutates self; held back text goes to pieces."""
+        text, match = self.flush()
+        pieces.append(text)
+        return ("length", None) if match is None else ("stop", match)

@@ -64,6 +64,10 @@ class SamplingParams:
         constraint: the language the text is kept to, such as Regex or JsonSchema; None leaves it free.
         logprobs: None, or how many alternatives to report beside each token's log-probability.
         trace: report how each token of a canvas came about.
+        max_time: seconds from submission after which a request takes what it has: its canvas becomes text after the
+            step it is in, and the reply ends. What is kept to a constraint or has pins is still written to its end, a
+            step for each further canvas. None is no limit. Such a reply depends on how fast it was written, not on the
+            seed alone.
         adapter: name of a loaded adapter to write with; None is the model as it is.
     """
 
@@ -98,6 +102,7 @@ class SamplingParams:
     constraint: Language | None = None
     logprobs: int | None = None
     trace: bool = False
+    max_time: float | None = None
     adapter: str | None = None
 
     def __post_init__(self) -> None:
@@ -119,6 +124,8 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})")
+        if self.max_time is not None:
+            _check_real("max_time", self.max_time, 0.0, 1e9)
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise RequestError(f"adapter must be the name of a loaded adapter, got {self.adapter!r}")
         object.__setattr__(self, "stop", _strings(self.stop))

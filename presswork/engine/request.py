@@ -104,6 +104,17 @@ class Request:
         return self.params.mode == "ar"
 
     @property
+    def is_overdue(self) -> bool:
+        """Whether its time is over."""
+        limit = self.params.max_time
+        return limit is not None and time.perf_counter() - self.submitted_at >= limit
+
+    @property
+    def ends_here(self) -> bool:
+        """Whether its reply may end anywhere, and its time is over."""
+        return self.constraint is None and not self.params.pins and self.is_overdue
+
+    @property
     def ended(self) -> bool:
         return self.phase is Phase.ENDED
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from presswork.engine.borders import MOST_CHARACTERS, SCORED_TOKENS, cut_history
 from presswork.engine.events import Reply
 from presswork.engine.params import SamplingParams
 from presswork.engine.ranking import MAX_BEST_OF, seed_of
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
     from presswork.engine.engine import Engine
 
 _FEW = 4
-_SCORED_TOKENS = 32  # of what follows the last gap: enough to tell whether the gap leads into it
 _MAX_UTF8 = 4
-_MOST_CHARACTERS = 64  # of a token; longer ones only shorten what is read of a text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,21 +80,13 @@ class _Layout:
     canvas_length: int
 
 
-def opening(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts before a text, such as a begin token, without what it puts behind one."""
-    marked, plain = tokenizer.encode("a"), tokenizer.encode_plain("a")
-    size = len(plain)
-    place = next((i for i in range(len(marked) - size + 1) if marked[i : i + size] == plain), 0)
-    return marked[:place]
-
-
 def behind(tokenizer: Tokenizer, text: str, most: int) -> tuple[list[int], str]:
     """(tokens of a text without its last, that one's text); pure. Of a long text so many last tokens may be all.
 
     The text of a token that is cut would fix how what follows is spelt; so it is written again, with whatever follows.
     Tokens that hold part of a character go with it.
     """
-    text = text[-_MOST_CHARACTERS * most :]
+    text = text[-MOST_CHARACTERS * most :]
     ids, data, given = tokenizer.encode_plain(text), text.encode(), b""
     for count in range(1, min(_MAX_UTF8, len(ids)) + 1):
         given = tokenizer.all_token_bytes[ids[-count]] + given
@@ -106,15 +97,6 @@ def behind(tokenizer: Tokenizer, text: str, most: int) -> tuple[list[int], str]:
         except UnicodeDecodeError:
             continue
     return ids, ""
-
-
-def cut_history(engine: "Engine", opening: list[int], history: list[int], num_tokens: int) -> list[int]:
-    """An opening, and as much of the end of a history as leaves room for so many tokens.
-
-    Where there is no opening one token of the history stays whatever the room, since something must stand before them.
-    """
-    room = max(engine.max_context - len(opening) - num_tokens, 0 if opening else 1)
-    return [*opening, *history[max(0, len(history) - room) :]]
 
 
 def check_candidates(num_candidates: object) -> None:
@@ -146,7 +128,7 @@ def rewrite(
         written = b"".join(tokenizer.all_token_bytes[i] for i in reply.token_ids if i < tokenizer.vocab_size)
         return tuple(part.decode() for part in layout.language.gaps_of(written))
 
-    prompt = cut_history(engine, window.opening, window.history, layout.max_tokens + _SCORED_TOKENS)
+    prompt = cut_history(engine.max_context, window.opening, window.history, layout.max_tokens + SCORED_TOKENS)
     return _candidates(engine, tokenizer, window, prompt, common, num_candidates, gaps_of)
 
 
@@ -205,7 +187,7 @@ def substitute(
     def num_changes(reply: Reply) -> int:
         return sum(a != b for a, b in zip(reply.token_ids, ids[:total], strict=False))
 
-    prompt = cut_history(engine, window.opening, window.history, num + _SCORED_TOKENS)
+    prompt = cut_history(engine.max_context, window.opening, window.history, num + SCORED_TOKENS)
     return _candidates(engine, tokenizer, window, prompt, common, num_candidates, gaps_of, num_changes)
 
 
@@ -348,7 +330,7 @@ def _score(
     engine: "Engine", tokenizer: Tokenizer, window: Window, prompt: list[int], gaps: Sequence[str], adapter: str | None
 ) -> float:
     """Causal log-probability of a window's text and the beginning of what follows, given the prompt."""
-    after, is_all = first_tokens(tokenizer, window.fixed[-1], _SCORED_TOKENS)
+    after, is_all = first_tokens(tokenizer, window.fixed[-1], SCORED_TOKENS)
     text = window.before + window.fixed[0]
     for number, written in enumerate(gaps, start=1):
         last = number == len(gaps)

@@ -9,6 +9,7 @@ from presswork.grammar.languages import TextLanguage
 from presswork.server.registry import Lease
 from presswork.server.wire import bounded
 
+_WAYS = 8  # to fill a gap, where a client wants several texts
 _END_OF_TEXT = "<|endoftext|>"  # what some clients send for an empty suffix
 
 
@@ -80,10 +81,12 @@ async def fill_gap(lease: Lease, gap: Gap, num: int = 1) -> Filled:
 def _fill(lease: Lease, gap: Gap, num: int) -> Filled:
     params = dict(gap.params)
     if num > 1:
-        params["num_candidates"] = max(num, params.get("num_candidates", num))
+        params["num_candidates"] = max(num, params.get("num_candidates", _WAYS))
+    config = lease.model.model.config
     reply = lease.model.fill_gaps(
         [gap.prefix, gap.suffix],
-        max_tokens=gap.max_tokens,
+        # Clients send one bound for all gaps, and most are short: a canvas is room enough, and can be tried at lengths.
+        max_tokens=min(gap.max_tokens, max(1, config.canvas_length // 2)),
         gap=gap.language,
         indent=gap.indent,
         adapter=lease.adapter,

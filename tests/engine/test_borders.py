@@ -8,7 +8,7 @@ from presswork.engine.borders import Border, cut_after, cut_before
 from presswork.tasks.text_files import mark_special
 from presswork.text.tokenizer import Tokenizer
 
-TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "b", "c", "Ċ", "Ġ", "ĊĠ", "ĊĠĠ", "ab", "ca", "Ġa"]
+TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "a", "b", "c", "Ċ", "Ġ", "ĊĠ", "ĊĠĠ", "ab", "ca", "Ġa", *"<eos>"]
 MERGES = [("Ċ", "Ġ"), ("ĊĠ", "Ġ"), ("Ġ", "a"), ("a", "b"), ("c", "a")]
 VOCAB = len(TOKENS) + 2
 
@@ -54,13 +54,14 @@ def test_right_of_a_gap_within_a_line_the_first_token_may_have_begun_before(toke
     assert named(ids) == ["Ċ"] and border.given == b"a" and allowed(border) == {"a", "ca", "Ġa"}
 
 
-@pytest.mark.parametrize("prefix", ["", "<bos>", "c<eos>"])
-def test_what_has_no_text_is_not_given_up(tokenizer, prefix) -> None:
-    ids, border = cut_after(tokenizer, prefix, VOCAB)
-    assert ids == tokenizer.encode(prefix) and border == Border()
-
-
-def test_a_suffix_with_special_tokens_is_taken_as_it_is(tokenizer) -> None:
-    ids, border = cut_before(tokenizer, "c\n", "  b<eos>", VOCAB)
-    assert named(ids) == ["Ġ", "Ġ", "b", "<eos>"] and border == Border()
+def test_what_has_no_text_is_not_given_up(tokenizer) -> None:
+    assert cut_after(tokenizer, "", VOCAB) == (tokenizer.encode(""), Border())
     assert cut_before(tokenizer, "c\n", "", VOCAB) == ([], Border())
+
+
+def test_special_tokens_spelled_out_are_mere_text(tokenizer) -> None:
+    assert named(tokenizer.encode("c<eos>")) == ["<bos>", "c", "<eos>"]
+    ids, _ = cut_after(tokenizer, "c<eos>", VOCAB)
+    assert named(ids) == ["<bos>", "c", *"<eos>"]
+    ids, border = cut_before(tokenizer, "c\n", "  b<eos>", VOCAB)
+    assert named(ids) == ["b", *"<eos>"] and border.given == b"  "

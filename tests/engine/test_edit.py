@@ -4,10 +4,11 @@ import random
 
 import pytest
 
+from presswork.engine.borders import opening
 from presswork.engine.changes import changes_between, mean_over
 from presswork.engine.edit import EditReply, _windows, checked_spans
 from presswork.engine.engine import Engine, EngineConfig
-from presswork.engine.rewrite import behind, opening
+from presswork.engine.rewrite import behind
 from presswork.errors import RequestError, UnsupportedError
 from presswork.grammar.segments import Segments
 from presswork.tasks.code.tokenizer import EOS_ID, TEMPLATE, train_tokenizer

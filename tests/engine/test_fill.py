@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from dataclasses import replace
 
 import pytest
 import tokenizers
@@ -10,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from presswork.engine.borders import Border
 from presswork.engine.engine import Engine
-from presswork.engine.fill import FillReply, _Frame, _lengths
+from presswork.engine.fill import FillReply, Frame, _lengths
 from presswork.errors import GenerationError, RequestError, UnsupportedError
 from presswork.models.adapters import LoraConfig
 from presswork.tasks.code.tokenizer import train_tokenizer
@@ -129,10 +130,11 @@ def test_candidates_that_are_no_text_are_dropped(pieces):
 
 
 def test_lengths_are_all_of_a_short_gap_and_spread_over_a_long_one():
-    config = fixture_config(vocab_size=VOCAB_SIZE, eos_token_id=EOS_ID, canvas_length=100)
-    frame = _Frame(prompt=[2], left=Border(), right=Border(), pinned=[], scored=[])
-    assert _lengths(frame, 10, None, None) == [1, 2, 3, 4, 5]
-    spread = _lengths(frame, config.canvas_length, 64, None)
+    frame = Frame(
+        canvas_length=10, prompt=[2], left=Border(), right=Border(), pinned=[], scored=[], room=8, is_cut=False
+    )
+    assert _lengths(frame, None, None) == [1, 2, 3, 4, 5]
+    spread = _lengths(replace(frame, canvas_length=100, room=75), 64, None)
     assert spread[:3] == [1, 2, 3] and spread[-1] == 64 and len(spread) <= 16
 
 
@@ -147,7 +149,7 @@ def test_lengths_are_all_of_a_short_gap_and_spread_over_a_long_one():
         (dict(mode="ar"), "fill decides mode itself"),
         (dict(pins={0: 3}), "fill decides pins itself"),
         (dict(canvas_length=1), "has no room for a gap"),
-        (dict(canvas_length=600), "a canvas of 600 do not fit the context of 512"),
+        (dict(canvas_length=600), "a canvas of 600 tokens and what must stand before it do not fit the context of 512"),
         (dict(temprature=1), "unknown sampling parameter"),
     ],
 )
@@ -157,9 +159,11 @@ def test_bad_gaps_say_what_is_wrong(characters, arguments, message):
     assert characters.num_running == characters.num_waiting == 0
 
 
-def test_a_prefix_that_leaves_no_room_is_refused(characters):
-    with pytest.raises(RequestError, match="the prefix's 509 tokens and a canvas of 8 do not fit"):
-        fill(characters, "C" * 508, "O")
+def test_of_a_prefix_beyond_the_context_the_end_is_read(characters):
+    long = fill(characters, "C" * 3000 + "NO", "O", seed=4)
+    assert long.completed == "C" * 3000 + "NO" + long.text + "O"
+    # The same as where nothing else is there.
+    assert fill(characters, "C" * 1000 + "NO", "O", seed=4).candidates == long.candidates
 
 
 def test_filling_needs_a_tokenizer(characters):

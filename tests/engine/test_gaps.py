@@ -1,11 +1,13 @@
 """Gaps that take what they need: what stands around them comes back, what they hold is what they may."""
 
+import itertools
 import random
 import re
 
 import pytest
 
 from presswork.engine.engine import Engine, EngineConfig
+from presswork.engine.gaps import _indented, _is_indented
 from presswork.errors import RequestError, UnsupportedError
 from presswork.grammar.languages import Choices, Regex
 from presswork.tasks.code.tokenizer import EOS_ID, train_tokenizer
@@ -141,6 +143,25 @@ def test_special_tokens_spelled_around_a_gap_are_mere_text(engine):
 def test_an_engine_of_the_other_mode_fills_gaps_too(engine):
     other = Engine(engine.model, tokenizer=engine.tokenizer, mode="ar", config=EngineConfig(constraint_folder=None))
     assert fill(other, ["a", "b"], canvas_length=8).completed.startswith("a")
+
+
+def test_one_gap_is_written_at_several_lengths(engine):
+    fixed = ["def add(a, b):\n    total", "\n    return total\n"]
+    reply = engine.fill_gaps(fixed, max_denoising_steps=3, max_tokens=8)
+    # The borders' tokens count.
+    tried = engine.fill(*fixed, lengths=range(1, 8), max_denoising_steps=3).candidates
+    assert [(one.texts[0], one.score) for one in reply.candidates] == [
+        (one.text, one.score) for one in tried if one.length <= 6
+    ]
+    for floating in (dict(num_candidates=1), dict(max_tokens=40), dict(gap=Regex("[a-z]*"))):
+        assert len(engine.fill_gaps(fixed, **{"max_denoising_steps": 2, **floating}).candidates) in (1, 4)
+
+
+def test_candidates_are_indented_as_the_language_says():
+    language = re.compile(_indented(2, None).pattern)
+    for size in range(7):
+        for text in map("".join, itertools.product("a \n", repeat=size)):
+            assert _is_indented(text, 2) == (language.fullmatch(text) is not None), repr(text)
 
 
 def test_gaps_need_a_tokenizer(confident_model):

@@ -134,12 +134,15 @@ def test_a_llama_vscode_infill_gets_as_many_texts_as_it_asks_for(served):
 
 def test_lines_are_indented_as_asked(served):
     body = {"input_prefix": "def add(a, b):\n", "input_suffix": "\n", "n_predict": 24, "n_indent": 4}
-    num_lines = 0
-    for seed in range(12):
-        told = post(served, "/infill", {**body, "seed": seed}).json()
-        _, *lines = told["content"].split("\n")
-        num_lines += len(lines)
-        assert all(line.startswith("    ") or not line.strip(" \t") for line in lines)
+    # More texts than lengths to try float.
+    for asked in ({}, {"n_cmpl": 12}):
+        num_lines = 0
+        for seed in range(6):
+            told = post(served, "/infill", {**body, "seed": seed, **asked}).json()
+            for one in told if asked else [told]:
+                _, *lines = one["content"].split("\n")
+                num_lines += len(lines)
+                assert all(line.startswith("    ") or not line.strip(" \t") for line in lines)
     assert num_lines
 
 

@@ -50,7 +50,9 @@ def fill(
     regex: _Regex = None,
     choice: _Choice = None,
     indent: _Indent = "auto",
-    candidates: Annotated[int, typer.Option(help="Ways to fill the gaps, the likeliest counts.", min=1, max=16)] = 4,
+    candidates: Annotated[
+        int | None, typer.Option(help="Ways to fill the gaps, the likeliest counts.", min=1, max=16, show_default=False)
+    ] = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
     apply: Annotated[bool, typer.Option("--apply", help="Write the filled text back to the file.")] = False,

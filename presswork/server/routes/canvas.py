@@ -21,7 +21,7 @@ class FillRequest(Wire):
     model: str | None = None
     max_tokens: int | None = None
     structured_outputs: dict[str, Any] | None = None
-    num_candidates: int = 4
+    num_candidates: int | None = None
     seed: int = 0
     temperature: float | None = None
     max_denoising_steps: int | None = None

@@ -234,6 +234,9 @@ def _params(body: ChatRequest, lease: Lease, tools: Sequence[Mapping[str, Any]])
         "structured_outputs": of_structured_outputs(body.structured_outputs),
     })  # fmt: skip
     constraint = form_and_calls("response_format", form, tools, body.tool_choice, is_parallel=is_parallel)
+    if body.max_time is not None and body.t_max_predict_ms:
+        raise RequestError("max_time and t_max_predict_ms both bound the time; give one of them")
+    hurry = {} if not body.t_max_predict_ms or body.t_max_predict_ms < 0 else {"max_time": body.t_max_predict_ms / 1000}
     start = None if body.prediction is None else _prediction(body.prediction)
     if body.start_noise is not None and start is None:
         raise RequestError("start_noise is about a prediction; give one, or leave it out")
@@ -252,6 +255,7 @@ def _params(body: ChatRequest, lease: Lease, tools: Sequence[Mapping[str, Any]])
         start_noise=body.start_noise,
         trace=True if start is not None else None,
         adapter=lease.adapter,
+        **hurry,
     )
 
 

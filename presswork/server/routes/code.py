@@ -26,6 +26,7 @@ router = APIRouter()
 
 _FIM_TOKENS, _INFILL_TOKENS = 128, 128
 _EDIT_STRENGTH = 0.5
+_HURRIED_WAYS = 6
 
 
 class FimRequest(Wire):
@@ -68,10 +69,10 @@ class InfillRequest(Wire):
     id_slot: int | None = None
     n_cmpl: int | None = None
     lora: Listed[dict[str, Any]] | None = None
-    # Bounds of time, caches and samplers of another engine: they change no text here.
+    t_max_predict_ms: int | None = None
+    # Caches and samplers of another engine: they change no text here.
     cache_prompt: bool | None = None
     t_max_prompt_ms: int | None = None
-    t_max_predict_ms: int | None = None
     n_prefix: int | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -146,7 +147,7 @@ async def infill(request: Request, body: InfillRequest) -> Response:
     async def answer() -> list[dict[str, Any]]:
         started = time.perf_counter()
         async with server_of(request).registry.use(body.model) as lease:
-            params = _given(seed=or_none(body.seed), temperature=body.temperature)
+            params = _given(seed=or_none(body.seed), temperature=body.temperature) | _hurried(body)
             if num:
                 gap = Gap(
                     prefix=prefix, suffix=body.input_suffix, max_tokens=num, stop=stops_of(body.stop),
@@ -173,6 +174,13 @@ async def infill(request: Request, body: InfillRequest) -> Response:
             yield event({**one, "content": ""})
 
     return await streamed(request, events())
+
+
+def _hurried(body: InfillRequest) -> dict[str, Any]:
+    """Where the time is bounded, fewer lengths, so that each gets more steps of it."""
+    if not body.t_max_predict_ms or body.t_max_predict_ms < 0:
+        return {}
+    return {"max_time": body.t_max_predict_ms / 1000, "num_candidates": _HURRIED_WAYS}
 
 
 def _infilled(body: InfillRequest, lease: Lease, found: Filled, number: int, took_ms: float) -> dict[str, Any]:

@@ -54,9 +54,9 @@ def evaluate_infill(
 
     Args:
         seed: of every request.
-        way: "diffusion" fills the gap from both sides, each length in a canvas of its own (`Engine.fill`), "gaps" at
-            any length in a few canvases (`Engine.fill_gaps`); "ar" goes on from the prefix to the end of the line, the
-            likeliest token each time.
+        way: "diffusion" fills the gap from both sides, each length in a canvas of its own (`Engine.fill`), "gaps" at a
+            few lengths, as `presswork fill` does (`Engine.fill_gaps`); "ar" goes on from the prefix to the line's end,
+            the likeliest token each time.
         on_progress: called with the number done.
         params: of the requests, fields of SamplingParams.
     Returns: num; exact (share of lines that are the reference's), passed (share whose tests pass), preserved (share

@@ -40,7 +40,7 @@ def code(
         int, typer.Option(help="Ways to write each function; the causal mode chooses.", min=1, max=MAX_BEST_OF)
     ] = 1,
     gaps: Annotated[
-        bool, typer.Option("--gaps", help="Fill missing lines at any length too, as presswork fill does.")
+        bool, typer.Option("--gaps", help="Fill missing lines at a few lengths too, as presswork fill does.")
     ] = False,
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "both",
     device: DeviceOption = "cpu",
@@ -51,8 +51,8 @@ def code(
 
     Reports, denoising and one token at a time: the shares of missing lines that are the reference's and whose tests
     pass, and the share of functions that parse. Every length of a missing line is tried, and the likeliest counts; with
-    --gaps the model also decides the length itself. Generated code runs in a process of its own with little time and
-    memory, which is no wall against code that means harm.
+    --gaps also a few lengths only, as presswork fill does. Generated code runs in a process of its own with little time
+    and memory, which is no wall against code that means harm.
 
     \b
     Examples:
