@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from presswork.engine.loader import load
     from presswork.engine.params import SamplingParams
     from presswork.errors import PressworkError
-    from presswork.grammar.languages import Choices, Either, JsonSchema, Regex, ToolCalls, Without
+    from presswork.grammar.languages import Both, Choices, Either, JsonSchema, Regex, ToolCalls, Without
     from presswork.weights.hub import list_models, pull
 
 __version__ = "0.1.0"
@@ -43,6 +43,7 @@ _HOMES = {
     "Stats": "presswork.engine.events",
     "TokenLogprob": "presswork.engine.events",
     "TokenTrace": "presswork.engine.events",
+    "Both": "presswork.grammar.languages",
     "Choices": "presswork.grammar.languages",
     "Either": "presswork.grammar.languages",
     "JsonSchema": "presswork.grammar.languages",
@@ -56,6 +57,7 @@ _HOMES = {
 
 __all__ = [
     "AsyncEngine",
+    "Both",
     "Choices",
     "Commit",
     "DecideReply",

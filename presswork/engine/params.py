@@ -160,7 +160,7 @@ class SamplingParams:
         if not isinstance(self.constraint, Language):
             got = type(self.constraint).__name__
             raise RequestError(
-                f"constraint must be a Regex, Choices, JsonSchema, ToolCalls, Either or Without, got {got}"
+                f"constraint must be a Regex, Choices, JsonSchema, ToolCalls, Either, Both or Without, got {got}"
             )
         # The constraint decides where the text ends; a filter of tokens could leave none of its texts.
         neutral = {"min_tokens": 0, "top_k": 0, "top_p": 1.0, "ignore_eos": False}

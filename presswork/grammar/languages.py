@@ -4,11 +4,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from presswork.errors import ConstraintError
 from presswork.grammar.byte_automaton import ByteAutomaton, compile_expression
-from presswork.grammar.expression import Expression, choices, sequence, union, without
+from presswork.grammar.expression import Expression, choices, intersection, sequence, union, without
 from presswork.grammar.json_schema import DEFAULT_DEPTH, schema_expression
 from presswork.grammar.regex import ANY_TEXT, parse_regex
 from presswork.grammar.token_automaton import TokenAutomaton, lift
@@ -146,12 +147,7 @@ class Either(TextLanguage):
     languages: Sequence[TextLanguage]
 
     def __post_init__(self) -> None:
-        languages = tuple(self.languages)
-        if not languages or not all(isinstance(one, TextLanguage) for one in languages):
-            raise ConstraintError(
-                f"languages must be one or more of Regex, Choices and the like, got {self.languages!r}"
-            )
-        object.__setattr__(self, "languages", languages)
+        object.__setattr__(self, "languages", _several(self.languages))
 
     @property
     def key(self) -> str:
@@ -159,6 +155,23 @@ class Either(TextLanguage):
 
     def expression(self) -> Expression:
         return union(*(one.expression() for one in self.languages))
+
+
+@dataclass(frozen=True, slots=True)
+class Both(TextLanguage):
+    """Texts that are in each of several languages."""
+
+    languages: Sequence[TextLanguage]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "languages", _several(self.languages))
+
+    @property
+    def key(self) -> str:
+        return f"both {json.dumps([one.key for one in self.languages])}"
+
+    def expression(self) -> Expression:
+        return reduce(intersection, (one.expression() for one in self.languages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +194,14 @@ class Without(TextLanguage):
     def expression(self) -> Expression:
         inner = ANY_TEXT if self.language is None else self.language.expression()
         return without(inner, sequence(ANY_TEXT, choices(self.phrases), ANY_TEXT))
+
+
+def _several(given: object) -> tuple[TextLanguage, ...]:
+    """Languages, one at least. Raises ConstraintError."""
+    languages = tuple(given) if isinstance(given, Sequence) else ()
+    if not languages or not all(isinstance(one, TextLanguage) for one in languages):
+        raise ConstraintError(f"languages must be one or more of Regex, Choices and the like, got {given!r}")
+    return languages
 
 
 def _plain_json(what: str, value: object) -> str:

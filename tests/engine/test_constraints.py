@@ -14,7 +14,7 @@ import presswork
 from presswork.diffusion.constraints import conditioned
 from presswork.engine.engine import Engine, EngineConfig
 from presswork.errors import ConstraintError, GenerationError, RequestError, UnsupportedError
-from presswork.grammar.languages import Choices, Either, JsonSchema, Regex, ToolCalls, Without
+from presswork.grammar.languages import Both, Choices, Either, JsonSchema, Regex, ToolCalls, Without
 from presswork.tasks.code.tokenizer import EOS_ID, SPECIAL, train_tokenizer
 from presswork.tasks.structure.generate import random_regex, random_schema
 from presswork.tasks.text_files import mark_special
@@ -93,6 +93,16 @@ def test_either_of_several_languages_may_be_written(engine):
     assert any(text.isdigit() for text in texts) and texts & {"add", "the"}
     with pytest.raises(ConstraintError, match="languages must be one or more"):
         Either([])
+
+
+def test_a_text_of_each_of_several_languages_is_written(engine):
+    both = Both([Regex("[a-c]{1,6}"), Regex("(..)*"), Without(["ab"])])
+    texts = {write(engine, both, seed=seed).text for seed in range(40)}
+    assert all(re.fullmatch("([a-c]{2}){1,3}", text) and "ab" not in text for text in texts) and len(texts) > 5
+    with pytest.raises(ConstraintError, match="no text at all satisfies the constraint"):
+        write(engine, Both([Regex("a"), Regex("b")]))
+    with pytest.raises(ConstraintError, match="languages must be one or more"):
+        Both([])
 
 
 def test_a_text_is_finished_within_max_tokens_even_if_the_model_would_go_on(engine):
@@ -249,7 +259,8 @@ def test_what_contradicts_a_constraint_is_refused(engine, params, message):
 
 def test_a_constraint_that_is_none_is_refused(engine):
     with pytest.raises(
-        RequestError, match="constraint must be a Regex, Choices, JsonSchema, ToolCalls, Either or Without, got str"
+        RequestError,
+        match="constraint must be a Regex, Choices, JsonSchema, ToolCalls, Either, Both or Without, got str",
     ):
         write(engine, "[a-z]+")
     with pytest.raises(ConstraintError, match="lookaround"):

@@ -3,6 +3,7 @@
 import gzip
 import re
 import zipfile
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from presswork.config import ModelConfig
-from presswork.engine.engine import Engine
+from presswork.engine.engine import Engine, EngineConfig
 from presswork.errors import DataError, RequestError
 from presswork.models.transformer import Transformer
 from presswork.tasks.molecules.evaluate import canonical, evaluate, score
@@ -23,6 +24,7 @@ from presswork.tasks.molecules.smiles import (
     build_tokenizer,
     encode_molecules,
 )
+from presswork.tasks.molecules.syntax import smiles_syntax
 from presswork.tasks.molecules.training import MosesPlan, read_moses
 from presswork.testing import tiny_config
 from presswork.text.chat import ChatTemplate
@@ -136,6 +138,33 @@ def test_each_prompt_may_have_a_seed_of_its_own(tokenizer) -> None:
         engine.generate(prompt_token_ids=prompts, seed=[1, 2])
     with pytest.raises(RequestError, match="seed"):
         engine.generate(prompt_token_ids=[BOS_ID], seed=[1])
+
+
+class TestSyntax:
+    GOOD = (
+        "CCO", "c1ccccc1", "CC(=O)Nc1ccc(O)cc1", "FC(F)(F)Br", "N#Cc1c[nH]cn1", "O=S(=O)(Cl)c1ccc2c(c1)CCC2", "ClCCl",
+        "CC(C(C(C(C))))C", "C=C1C2CC1C2", "CN1C(=O)CC-1",
+    )  # fmt: skip
+    BAD = (
+        "", "C(", "C)", "C()C", "c1ccccc", "c1ccccc12", "CC=", "=C", "C(=)C", "C==C", "C#-C", "CFC", "C(FC)C", "CO(C)C",
+        "1CC1", "C(1CC1)", "CC(C(C(C(C(C)))))C", "C[nH", "CX", "c1cc(1)",
+    )  # fmt: skip
+
+    def test_of_branches_rings_bonds_and_ends(self) -> None:
+        automaton = smiles_syntax().automaton()
+        assert [text for text in self.GOOD if not automaton.matches(text.encode())] == []
+        assert [text for text in self.BAD if automaton.matches(text.encode())] == []
+
+    def test_what_is_kept_to_it_has_closed_branches_and_rings(self, tokenizer, tmp_path) -> None:
+        pytest.importorskip("rdkit", reason="rdkit is an extra")
+        model = random_model(config(), dtype=torch.float32, seed=1)
+        own = EngineConfig(constraint_folder=tmp_path)
+        engine = Engine(model, tokenizer=tokenizer, generation_config={"eos_token_id": [EOS_ID]}, config=own)
+        for mode in ("diffusion", "ar"):
+            found = evaluate(engine, 5, 3, mode=mode, constraint=smiles_syntax(), max_denoising_steps=2)
+            for text in found["samples"]:
+                depths = list(accumulate((letter == "(") - (letter == ")") for letter in text))
+                assert depths[-1] == 0 <= min(depths) and not any(text.count(label) % 2 for label in "123456")
 
 
 class TestScaffold:

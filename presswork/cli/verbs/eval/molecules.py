@@ -1,7 +1,8 @@
 """`presswork eval molecules`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +25,9 @@ def molecules(
     scaffold: Annotated[
         str | None, typer.Option(help="Write molecules around this SMILES, with * where something may hang.")
     ] = None,
+    is_kept: Annotated[
+        bool, typer.Option("--keep", help="Keep to the syntax of SMILES: branches and rings that are closed.")
+    ] = False,
     steps: StepsOption = None,
     best_of: Annotated[int, typer.Option(help="Candidates a molecule; the causal mode's likeliest counts.", min=1)] = 1,
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "diffusion",
@@ -39,37 +43,39 @@ def molecules(
     \b
     Examples:
       presswork eval molecules --num 256 --best-of 4
+      presswork eval molecules --num 256 --keep --steps 16
       presswork eval molecules --num 256 --scaffold "*c1ccc(*)cc1"
       presswork eval molecules --best-of 4 --moses data/molsets-0.3.1-py3-none-any.whl --json
     """
     from presswork.tasks.molecules.evaluate import evaluate as judge
     from presswork.tasks.molecules.scaffold import evaluate_scaffold
+    from presswork.tasks.molecules.syntax import smiles_syntax
     from presswork.tasks.molecules.training import read_moses
 
     modes = chosen_modes(mode)
     if modes == ["ar"] and steps is not None:
         raise RequestError("mode 'ar' takes no denoise steps: leave out --steps")
-    if scaffold is not None and (modes != ["diffusion"] or moses is not None):
-        raise RequestError("--scaffold fills gaps and counts nothing new: leave out --moses and other modes")
+    if scaffold is not None and (modes != ["diffusion"] or moses is not None or is_kept):
+        raise RequestError("--scaffold fills gaps and counts nothing new: leave out --moses, --keep and other modes")
     known = [] if moses is None else read_moses(moses, "train")
     sampling = {} if steps is None else {"max_denoising_steps": steps}
+    kept = {"constraint": smiles_syntax()} if is_kept else {}
     engine = open_engine(context.obj, model, device=device, dtype=dtype)
     parts = {}
     for name in modes:
-        given = sampling if name == "diffusion" else {}
+        given = {**(sampling if name == "diffusion" else {}), **kept, "best_of": best_of}
         with counting_bar(f"writing molecules ({name})", num) as count:
             if scaffold is not None:
-                parts[name] = evaluate_scaffold(
-                    engine, scaffold, num, seed, best_of=best_of, on_progress=count, **given
-                )
+                parts[name] = evaluate_scaffold(engine, scaffold, num, seed, on_progress=count, **given)
             else:
-                parts[name] = judge(
-                    engine, num, seed, mode=name, best_of=best_of, known=known, on_progress=count, **given
-                )
-    report = {"model": model, **parts[modes[0]], **({"ar": parts["ar"]} if len(modes) > 1 else {})}
+                parts[name] = judge(engine, num, seed, mode=name, known=known, on_progress=count, **given)
     if as_json:
-        print_json(report)
-        return
+        print_json({"model": model, **parts[modes[0]], **({"ar": parts["ar"]} if len(modes) > 1 else {})})
+    else:
+        _print_molecules(parts, num, seed)
+
+
+def _print_molecules(parts: Mapping[str, Mapping[str, Any]], num: int, seed: int) -> None:
     for name, part in parts.items():
         note(f"{name}, {num} molecules from seed {seed}")
         print_facts({key: f"{value:.3f}" if isinstance(value, float) else value for key, value in part.items()})
