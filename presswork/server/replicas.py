@@ -68,11 +68,11 @@ def run_replicas(config: ServerConfig, replicas: ReplicaConfig, *, host: str, po
         serve.run(_deployment(serve, config, replicas).bind(), name=_NAME, route_prefix="/")
         _until_told_to_stop()
     finally:
-        # In a cluster of others only what is ours ends.
+        # Replicas end what they are at, and only then the proxy goes through which they answer. In a cluster of others
+        # only what is ours ends.
+        serve.delete(_NAME)
         if replicas.ray_address is None:
             serve.shutdown()
-        else:
-            serve.delete(_NAME)
         ray.shutdown()
 
 
