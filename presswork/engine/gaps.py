@@ -125,22 +125,20 @@ def _at_lengths(
 ) -> _Written | None:  # fmt: skip
     """One gap, a canvas for each of several lengths.
 
-    None where the gap may be longer than a canvas has room for, and where too few candidates are text, and indented.
+    None where the gap may be longer than a canvas has room for, and where no candidate is text, and indented.
     """
     frame = frame_of(engine, tokenizer, texts[0], texts[1], common)
     borders = frame.left.num_tokens + frame.right.num_tokens
     most = (max_tokens or max(1, frame.canvas_length // 2)) - borders
     if not 1 <= most <= frame.room:
         return None
-    lengths, wanted = spread_lengths(most, num_candidates or _LENGTHS), num_candidates or 1
-    if len(lengths) < wanted:
-        return None
+    lengths = spread_lengths(most, num_candidates or _LENGTHS)
     candidates = [
         GapsCandidate(texts=(one.text,), score=one.score, num_denoise_steps=one.num_denoise_steps)
         for one in write_lengths(engine, tokenizer, frame, lengths, common)
         if not indent or _is_indented(one.text, indent)
     ]
-    return _Written(candidates, len(frame.prompt), frame.is_cut) if len(candidates) >= wanted else None
+    return _Written(candidates, len(frame.prompt), frame.is_cut) if candidates else None
 
 
 def _floating(

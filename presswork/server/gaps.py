@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from presswork.engine.gaps import GapsReply
+from presswork.engine.ranking import seed_of
 from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
 from presswork.server.registry import Lease
@@ -80,22 +82,24 @@ async def fill_gap(lease: Lease, gap: Gap, num: int = 1) -> Filled:
 
 def _fill(lease: Lease, gap: Gap, num: int) -> Filled:
     params = dict(gap.params)
-    if num > 1:
-        params["num_candidates"] = max(num, params.get("num_candidates", _WAYS))
-    config = lease.model.model.config
-    reply = lease.model.fill_gaps(
-        [gap.prefix, gap.suffix],
-        # Clients send one bound for all gaps, and most are short: a canvas is room enough, and can be tried at lengths.
-        max_tokens=min(gap.max_tokens, max(1, config.canvas_length // 2)),
-        gap=gap.language,
-        indent=gap.indent,
-        adapter=lease.adapter,
-        **params,
-    )
+    # Clients send one bound for all gaps, and most are short: a canvas is room enough, and can be tried at lengths.
+    room = min(gap.max_tokens, max(1, lease.model.model.config.canvas_length // 2))
+
+    def ask(**own: Any) -> GapsReply:
+        return lease.model.fill_gaps(
+            [gap.prefix, gap.suffix], max_tokens=room, gap=gap.language, indent=gap.indent, adapter=lease.adapter,
+            **{**params, **own},
+        )  # fmt: skip
+
+    reply = ask(**({"num_candidates": max(num, params.get("num_candidates", _WAYS))} if num > 1 else {}))
+    found = list(reply.candidates)
+    # Where too few lengths gave texts, the rest are of any length.
+    for number in range(num - len(found)):
+        found += ask(num_candidates=1, seed=seed_of(params.get("seed", 0), 1 + number)).candidates
     tokenizer = lease.model.tokenizer
     assert tokenizer is not None
     texts, reasons, num_tokens = [], [], 0
-    for candidate in reply.candidates[:num]:
+    for candidate in found[:num]:
         whole = candidate.texts[0]
         text = until_stop(whole, gap.stop)
         size = len(tokenizer.encode_plain(whole))

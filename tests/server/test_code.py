@@ -134,7 +134,7 @@ def test_a_llama_vscode_infill_gets_as_many_texts_as_it_asks_for(served):
 
 def test_lines_are_indented_as_asked(served):
     body = {"input_prefix": "def add(a, b):\n", "input_suffix": "\n", "n_predict": 24, "n_indent": 4}
-    # More texts than lengths to try float.
+    # Of more texts than there are lengths to try, some float.
     for asked in ({}, {"n_cmpl": 12}):
         num_lines = 0
         for seed in range(6):

@@ -51,7 +51,13 @@ def fill(
     choice: _Choice = None,
     indent: _Indent = "auto",
     candidates: Annotated[
-        int | None, typer.Option(help="Ways to fill the gaps, the likeliest counts.", min=1, max=16, show_default=False)
+        int | None,
+        typer.Option(
+            help="Ways to fill the gaps, the likeliest counts; by default 8 lengths of a single gap, else 4.",
+            min=1,
+            max=16,
+            show_default=False,
+        ),
     ] = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
