@@ -16,6 +16,7 @@ NOT_MADE = ("embeddings", "rerank", "images/generations", "audio/speech", "audio
 SENSIBLE = {
     "model": "tiny", "messages": [{"role": "user", "content": "add"}], "max_tokens": 8, "max_denoising_steps": 2,
     "tools": None, "tool_choice": None, "input": "add", "system": None, "max_completion_tokens": None,
+    "max_output_tokens": 8,
     "questions": {"q": {"type": "choice", "instructions": "Which?", "criteria": {"a": None, "b": None}}},
 }  # fmt: skip
 MESSAGES = {
