@@ -5,6 +5,9 @@
     for package in *-doc*.deb; do dpkg-deb --extract "$package" data/pages; done
     python recipes/data/code.py --wheels data/wheels --pages data/pages --out data/code
 
+Losses a token compare between models of one tokenizer only: `--tokenizer presswork/assets/code/tokenizer.json` takes
+that of the embedded model, where wheels of other versions would give another.
+
 Of the wheels only permissive ones are read. Pages are HTML below a folder, such as unpacked documentation packages.
 Reading 367 wheels took three minutes on one core. The held-out packages below, and every fiftieth page text, are for
 validation.
@@ -102,15 +105,18 @@ def main() -> None:
     parser.add_argument("--wheels", type=Path, required=True, help="folder of wheels")
     parser.add_argument("--pages", type=Path, help="folder of HTML pages")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json to take instead of learning one")
     arguments = parser.parse_args()
     train, held_out, sources = functions(arguments.wheels)
     if not train or not held_out:
         parser.error(f"no functions for training or none held out in {arguments.wheels}; download the wheels first")
     texts = [] if arguments.pages is None else list(pages(arguments.pages))
     page_train = [text for i, text in enumerate(texts) if i % 50]
-    rng = np.random.default_rng(SEED)
-    sample = [train[i] for i in rng.permutation(len(train))[:TOKENIZER_SAMPLE]] + page_train
-    library = train_tokenizer(sample)
+    if arguments.tokenizer is not None:
+        library = Tokenizer.from_file(str(arguments.tokenizer))
+    else:
+        rng = np.random.default_rng(SEED)
+        library = train_tokenizer([train[i] for i in rng.permutation(len(train))[:TOKENIZER_SAMPLE]] + page_train)
     write_text_files(library, TEMPLATE, arguments.out)
     save_documents(as_documents(train + PAGE_EPOCHS * page_train, library), arguments.out / "train.npz")
     save_documents(as_documents(held_out + texts[::50], library), arguments.out / "validation.npz")

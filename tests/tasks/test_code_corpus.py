@@ -146,3 +146,11 @@ def test_the_corpus_script_runs_end_to_end(tmp_path: Path) -> None:
     assert len(train) == 2 and len(held_out) == 3
     sources = json.loads((tmp_path / "out" / "sources.json").read_text())
     assert [(s["package"], s["held_out"]) for s in sources] == [("boltons", True), ("one", False)]
+    given = RECIPES.parent / "presswork" / "assets" / "code" / "tokenizer.json"
+    command += ["--tokenizer", str(given), "--out", str(tmp_path / "again")]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    library = Tokenizer.from_folder(tmp_path / "again")
+    again = load_documents(tmp_path / "again" / "train.npz")
+    first = again.tokens[: again.offsets[1]].tolist()
+    embedded = Tokenizer.from_folder(given.parent)
+    assert library.decode(first) in MODULE and first[1:-1] == embedded.encode_plain(embedded.decode(first))
