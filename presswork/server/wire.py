@@ -98,6 +98,11 @@ def or_none(number: int | None) -> int | None:
     return None if number == -1 else number
 
 
+def time_limit(t_max_predict_ms: int | None) -> dict[str, float]:
+    """llama.cpp's bound of the time as a parameter of the engine, none where there is none."""
+    return {"max_time": t_max_predict_ms / 1000} if t_max_predict_ms and t_max_predict_ms > 0 else {}
+
+
 def gap_tokens(given: int | None, default: int) -> int:
     """Most tokens of a gap. Raises RequestError: nothing cannot be written between two texts."""
     number = or_none(given)

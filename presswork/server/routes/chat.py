@@ -31,7 +31,7 @@ from presswork.server.registry import Lease
 from presswork.server.routes.common import checked_effort, counted, new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
 from presswork.server.turns import chat_tools, chat_turns, one_system
-from presswork.server.wire import CanvasFields, Listed, Wire, biases, or_none, refuse, sampling
+from presswork.server.wire import CanvasFields, Listed, Wire, biases, or_none, refuse, sampling, time_limit
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
 from presswork.text.tokenizer import Tokenizer
@@ -236,7 +236,6 @@ def _params(body: ChatRequest, lease: Lease, tools: Sequence[Mapping[str, Any]])
     constraint = form_and_calls("response_format", form, tools, body.tool_choice, is_parallel=is_parallel)
     if body.max_time is not None and body.t_max_predict_ms:
         raise RequestError("max_time and t_max_predict_ms both bound the time; give one of them")
-    hurry = {} if not body.t_max_predict_ms or body.t_max_predict_ms < 0 else {"max_time": body.t_max_predict_ms / 1000}
     start = None if body.prediction is None else _prediction(body.prediction)
     if body.start_noise is not None and start is None:
         raise RequestError("start_noise is about a prediction; give one, or leave it out")
@@ -255,7 +254,7 @@ def _params(body: ChatRequest, lease: Lease, tools: Sequence[Mapping[str, Any]])
         start_noise=body.start_noise,
         trace=True if start is not None else None,
         adapter=lease.adapter,
-        **hurry,
+        **time_limit(body.t_max_predict_ms),
     )
 
 

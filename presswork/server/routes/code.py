@@ -20,7 +20,7 @@ from presswork.server.routes.chat import checked_choices
 from presswork.server.routes.common import counted_gap, new_id, now, server_of, streamed, whole
 from presswork.server.sse import DONE, event, readable
 from presswork.server.tagged import NextEdit, Sketch, read_next_edit, read_sketch
-from presswork.server.wire import Listed, Wire, bounded, gap_tokens, or_none, refuse
+from presswork.server.wire import Listed, Wire, bounded, gap_tokens, or_none, refuse, time_limit
 
 router = APIRouter()
 
@@ -178,9 +178,8 @@ async def infill(request: Request, body: InfillRequest) -> Response:
 
 def _hurried(body: InfillRequest) -> dict[str, Any]:
     """Where the time is bounded, fewer lengths, so that each gets more steps of it."""
-    if not body.t_max_predict_ms or body.t_max_predict_ms < 0:
-        return {}
-    return {"max_time": body.t_max_predict_ms / 1000, "num_candidates": _HURRIED_WAYS}
+    limit = time_limit(body.t_max_predict_ms)
+    return {**limit, "num_candidates": _HURRIED_WAYS} if limit else {}
 
 
 def _infilled(body: InfillRequest, lease: Lease, found: Filled, number: int, took_ms: float) -> dict[str, Any]:

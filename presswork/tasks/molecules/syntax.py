@@ -6,7 +6,7 @@ chain. It cannot tell whether any other atom has more bonds than it may, nor whe
 
 from presswork.grammar.languages import Both, Regex
 
-_DEPTH = 4  # branches in branches; deeper ones are one in a thousand in MOSES
+_DEPTH = 4  # branches in branches; deeper ones are fewer than one in a thousand in MOSES
 _LABELS = "1234"
 _RING = rf"[-=]?[{_LABELS}]"
 _SINGLE = "(F|Cl|Br)"
