@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from presswork.engine.borders import Border
 from presswork.engine.engine import Engine
-from presswork.engine.fill import FillReply, Frame, _lengths
+from presswork.engine.fill import FillReply, Frame, _lengths, frame_of
 from presswork.errors import GenerationError, RequestError, UnsupportedError
 from presswork.models.adapters import LoraConfig
 from presswork.tasks.code.tokenizer import train_tokenizer
@@ -164,6 +164,10 @@ def test_of_a_prefix_beyond_the_context_the_end_is_read(characters):
     assert long.completed == "C" * 3000 + "NO" + long.text + "O"
     # The same as where nothing else is there.
     assert fill(characters, "C" * 1000 + "NO", "O", seed=4).candidates == long.candidates
+    # And room is left for what candidates are ranked by.
+    tokenizer, common = characters.tokenizer, characters.defaults
+    short, cut = (frame_of(characters, tokenizer, "C" * num, "O", common) for num in (10, 3000))
+    assert cut.is_cut and not short.is_cut and cut.scored == short.scored != []
 
 
 def test_filling_needs_a_tokenizer(characters):

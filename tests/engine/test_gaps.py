@@ -6,7 +6,9 @@ import re
 
 import pytest
 
+from presswork.engine import gaps
 from presswork.engine.engine import Engine, EngineConfig
+from presswork.engine.fill import FillCandidate, frame_of
 from presswork.engine.gaps import _indented, _is_indented
 from presswork.errors import RequestError, UnsupportedError
 from presswork.grammar.languages import Choices, Regex
@@ -148,13 +150,30 @@ def test_an_engine_of_the_other_mode_fills_gaps_too(engine):
 def test_one_gap_is_written_at_several_lengths(engine):
     fixed = ["def add(a, b):\n    total", "\n    return total\n"]
     reply = engine.fill_gaps(fixed, max_denoising_steps=3, max_tokens=8)
-    # The borders' tokens count.
-    tried = engine.fill(*fixed, lengths=range(1, 8), max_denoising_steps=3).candidates
-    assert [(one.texts[0], one.score) for one in reply.candidates] == [
-        (one.text, one.score) for one in tried if one.length <= 6
-    ]
+    tried = engine.fill(*fixed, lengths=range(1, 9), max_denoising_steps=3).candidates
+    assert [(one.texts[0], one.score) for one in reply.candidates] == [(one.text, one.score) for one in tried]
     for floating in (dict(num_candidates=1), dict(max_tokens=40), dict(gap=Regex("[a-z]*"))):
         assert len(engine.fill_gaps(fixed, **{"max_denoising_steps": 2, **floating}).candidates) in (1, 4)
+
+
+def test_lengths_leave_room_for_borders_and_texts_out_that_are_not_indented(engine, monkeypatch):
+    tried = []
+
+    def write_lengths(engine, tokenizer, frame, lengths, common):
+        tried.append(list(lengths))
+        return [FillCandidate(text=text, length=1, score=0.0, num_denoise_steps=1) for text in texts]
+
+    monkeypatch.setattr(gaps, "write_lengths", write_lengths)
+    fixed = ["def add(a, b):\n", "    return total\n"]
+    frame = frame_of(engine, engine.tokenizer, *fixed, engine.defaults)
+    borders = frame.left.num_tokens + frame.right.num_tokens
+    texts = ["a\nb", "a\n    b"]
+    assert [one.texts for one in fill(engine, fixed, max_tokens=8, indent=4, num_candidates=8).candidates] == [
+        ("a\n    b",)
+    ]
+    assert borders and tried == [list(range(1, 9 - borders))]
+    texts = ["a\nb"]
+    assert len(fill(engine, fixed, max_tokens=8, indent=4, num_candidates=3).candidates) == 3
 
 
 def test_candidates_are_indented_as_the_language_says():

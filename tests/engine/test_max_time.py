@@ -77,12 +77,12 @@ def test_a_constraint_and_pins_are_kept_to_their_end(engine, tmp_path):
 def test_held_back_text_comes_with_the_end(tmp_path):
     """A stop string that has half come may be text after all."""
     code = load("code")
-    whole = code.generate("def add(", raw=True, max_time=0, seed=1)
-    held = code.generate("def add(", raw=True, max_time=0, seed=1, stop=whole.text[-1] + "§")
-    assert whole.text and held.text == whole.text
+    whole = code.generate("def add(", raw=True, max_time=0, seed=1, ignore_eos=True)
+    held = code.generate("def add(", raw=True, max_time=0, seed=1, ignore_eos=True, stop=whole.text[-1] + "§")
+    assert whole.finish_reason == "length" and held.text == whole.text
     parts = [
         event.text
-        for event in code.stream("def add(", raw=True, max_time=0, seed=1, stop=whole.text[-1] + "§")
+        for event in code.stream("def add(", raw=True, max_time=0, seed=1, ignore_eos=True, stop=whole.text[-1] + "§")
         if isinstance(event, Commit)
     ]
     assert "".join(parts) == whole.text

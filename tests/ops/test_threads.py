@@ -81,6 +81,7 @@ def test_a_thread_that_begins_during_a_sweep_has_the_usual_number(several_thread
 
     with several_threads(3):
         with worker_threads(1, 1):
+            assert torch.get_num_threads() == 1
             helper = threading.Thread(target=begin)
             helper.start()
             helper.join()
