@@ -3,8 +3,9 @@
 N rows, D model width, L canvas, R open rows.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 import torch
@@ -116,58 +117,57 @@ class VocabReader:
             rows, self._model.head, softcap=self._config.final_logit_softcapping, temperature=temperature,
             classes=classes, edits=edits,
         ).cpu()  # fmt: skip
-        found: list[StepReading | None] = []
-        start = 0
-        for request, count in zip(requests, counts, strict=True):
-            part = reading.select(slice(start, start + count))
-            if not bool(part.finite.all()):
-                found.append(None)
-            else:
-                own = None if edits is None else edits.select(slice(start, start + count))
-                found.append(self._decided(request, part, rows[start : start + count], temperature[start], own))
-            start += count
-        return found
+        decided: list[DecidedCanvas | None] = []
+        starts = [0, *itertools.accumulate(counts)]
+        for i, request in enumerate(requests):
+            part = reading.select(slice(starts[i], starts[i + 1]))
+            decided.append(_decided(request, part) if bool(part.finite.all()) else None)
+        # Samples and beliefs only feed a next step.
+        more = {i: canvas for i, canvas in enumerate(decided) if canvas is not None and _wants_more(requests[i])}
+        second = self._open_rows(requests, more, starts, rows, temperature, edits)
+        return [
+            None if canvas is None else self._as_constrained_step(requests[i], canvas, second.get(i), rows.device)
+            for i, canvas in enumerate(decided)
+        ]
 
-    def _decided(
-        self, request: Request, reading: ClassReading, hidden: Float[Tensor, "L D"], temperature: Tensor,
-        edits: LogitEdits | None,
-    ) -> StepReading | None:  # fmt: skip
-        try:
-            return self._tokens(request, decide(request, reading), hidden, temperature, edits)
-        except GenerationError as error:
-            request.fail(error)
-            return None
+    def _open_rows(
+        self, requests: Sequence[Request], more: Mapping[int, DecidedCanvas], starts: Sequence[int],
+        hidden: Float[Tensor, "N D"], temperature: Float[Tensor, "N"], edits: LogitEdits | None,
+    ) -> dict[int, Reading]:  # fmt: skip
+        """The rows that the classes leave open, by canvas: tokens and beliefs under the weights of their classes."""
+        state = requests[0].constraint
+        assert state is not None
+        open_of = {i: canvas.is_open.nonzero()[:, 0] for i, canvas in more.items() if bool(canvas.is_open.any())}
+        if not open_of:
+            return {}
+        rows = torch.cat([open_rows + starts[i] for i, open_rows in open_of.items()])
+        reading = self._read(
+            hidden[rows.to(hidden.device)],
+            temperature=temperature[rows],
+            uniform=torch.cat([more[i].uniform[own] for i, own in open_of.items()]),
+            soft=torch.ones(len(rows), dtype=torch.bool),
+            edits=None if edits is None else edits.select(rows),
+            class_weights=ClassWeights(
+                classes=state.constraint.classes,
+                log_weight=torch.cat([more[i].log_weight[own] for i, own in open_of.items()]),
+                sample_class=torch.cat([more[i].sampled_class[own] for i, own in open_of.items()]),
+            ),
+        )
+        return dict(zip(open_of, split_reading(reading, [len(own) for own in open_of.values()]), strict=True))
 
-    def _tokens(
-        self, request: Request, decided: DecidedCanvas, hidden: Float[Tensor, "L D"], temperature: Tensor,
-        edits: LogitEdits | None,
-    ) -> StepReading:  # fmt: skip
-        """A canvas whose classes are decided, with the tokens and beliefs that only feed a next step."""
+    def _as_constrained_step(
+        self, request: Request, decided: DecidedCanvas, second: Reading | None, device: torch.device
+    ) -> StepReading:
+        """A canvas whose classes are decided, its open rows as the second sweep says where there is one."""
         soft, sample = None, decided.sample
         if _wants_more(request):
-            state = request.constraint
-            assert state is not None
-            soft = self._model.decoder.embedding[decided.surest.to(hidden.device)]
+            soft = self._model.decoder.embedding[decided.surest.to(device)]
+        if soft is not None and second is not None:
+            assert second.soft_embedding is not None
             rows = decided.is_open.nonzero()[:, 0]
-            if len(rows):
-                reading = self._read(
-                    hidden[rows.to(hidden.device)],
-                    temperature=temperature.expand(len(rows)),
-                    uniform=decided.uniform[rows],
-                    soft=torch.ones(len(rows), dtype=torch.bool),
-                    edits=None if edits is None else edits.select(rows),
-                    class_weights=ClassWeights(
-                        classes=state.constraint.classes,
-                        log_weight=decided.log_weight[rows],
-                        sample_class=decided.sampled_class[rows],
-                    ),
-                )
-                assert reading.soft_embedding is not None
-                sample, soft = sample.clone(), soft.clone()
-                soft[rows.to(hidden.device)] = reading.soft_embedding
-                if request.params.temperature:
-                    sample[rows] = reading.sample.cpu()
-        device = hidden.device
+            soft[rows.to(device)] = second.soft_embedding
+            if request.params.temperature:
+                sample = sample.index_copy(0, rows, second.sample.cpu())
         return StepReading(
             argmax=decided.argmax.to(device), sample=sample.to(device), entropy=decided.entropy.to(device),
             max_logprob=decided.max_logprob.to(device), soft_embedding=soft, num_kept=decided.num_kept,
@@ -225,6 +225,15 @@ def token_logprobs(
         TokenLogprob(token_id=token, logprob=logprob, entropy=h, settled_step=step, num_steps=num_steps, top=top)
         for token, logprob, h, step, top in zip(ids.tolist(), chosen, entropy, settled, tops, strict=True)
     ]
+
+
+def _decided(request: Request, reading: ClassReading) -> DecidedCanvas | None:
+    """A canvas's classes; None, and the request fails, where no text of its language is left. Mutates the request."""
+    try:
+        return decide(request, reading)
+    except GenerationError as error:
+        request.fail(error)
+        return None
 
 
 def split_reading(reading: Reading, counts: Sequence[int]) -> list[Reading]:

@@ -1,7 +1,10 @@
 """Compiled recursions over a canvas, by groups of classes. L canvas, S states, C classes, G groups, E edges.
 
-Sums are taken in log space around their largest term. Terms below it by more than NEGLIGIBLE are left out: they are
-less than a float64 sum shows. Only states that can be reached at a position are visited there.
+A mass is a number x in [1/2, 1) and a power of two k, so sums over a canvas neither leave the range of float64 nor take
+a logarithm an edge; no mass is x = 0. Only states that can be reached at a position are visited there.
+
+Arrays of indices are unsigned: for signed ones numba looks at every element whether it counts from the end, which takes
+almost half of the time.
 """
 
 import math
@@ -10,101 +13,154 @@ import numpy as np
 
 from presswork.ops.lanes import kernel
 
-NEGLIGIBLE = 45.0
+_NOTHING = -(2**30)  # the power of no mass; so far below all others that sums of two do not reach them
+_FAR = 1000
+_POWERS = np.ldexp(1.0, np.arange(-_FAR, 5))  # powers of two, from those that no sum shows
+_SURE = 2.0**-900  # sums of at least this lose nothing to terms that are too small for float64
+_NEGLIGIBLE = 2.0**-66  # probabilities below this are less than a float64 sum shows
 
 
 @kernel()
-def group_masses(mass, top, group_starts, group_classes, group_mass, group_top, group_best):
-    """Log-mass, largest z, and the class that has it, of each group at each position."""
-    for i in range(len(mass)):
+def _power(k):
+    """2^k, where k is at most 4; 0 where it is so small that no sum shows it."""
+    return _POWERS[k + _FAR] if k > -_FAR else 0.0
+
+
+@kernel()
+def split(log_mass, x, k):
+    """Write exp(log_mass) as numbers and powers of two, element by element of two dimensions."""
+    for i in range(log_mass.shape[0]):
+        for j in range(log_mass.shape[1]):
+            x[i, j], k[i, j] = 0.0, _NOTHING
+            if log_mass[i, j] > -np.inf:
+                whole = math.floor(log_mass[i, j] / math.log(2.0))
+                x[i, j], more = math.frexp(math.exp(log_mass[i, j] - whole * math.log(2.0)))
+                k[i, j] = int(whole) + more
+
+
+@kernel()
+def of_groups(x, k, top, group_starts, group_classes, group_x, group_k, group_top, group_best):
+    """Mass, largest z, and the class that has it, of each group at each position."""
+    for i in range(len(x)):
         for g in range(len(group_starts) - 1):
             first, stop = group_starts[g], group_starts[g + 1]
-            largest, best, best_top = -np.inf, group_classes[first], -np.inf
-            for k in range(first, stop):
-                c = group_classes[k]
-                largest = max(largest, mass[i, c])
+            highest, best, best_top = _NOTHING, group_classes[first], -np.inf
+            for member in range(first, stop):
+                c = group_classes[member]
+                highest = max(highest, k[i, c])
                 if top[i, c] > best_top:
                     best, best_top = c, top[i, c]
             total = 0.0
-            if largest > -np.inf:
-                for k in range(first, stop):
-                    drop = mass[i, group_classes[k]] - largest
-                    if drop > -NEGLIGIBLE:
-                        total += math.exp(drop)
-                total = largest + math.log(total)
-            else:
-                total = -np.inf
-            group_mass[i, g], group_top[i, g], group_best[i, g] = total, best_top, best
+            for member in range(first, stop):
+                c = group_classes[member]
+                total += x[i, c] * _power(k[i, c] - highest)
+            group_x[i, g], more = math.frexp(total)
+            group_k[i, g], group_top[i, g], group_best[i, g] = highest + more, best_top, best
 
 
 @kernel()
-def reachable(group_mass, edge_starts, edge_group, edge_to, start, reached):
-    """Mark the states that some tokens lead to at each position. Mutates reached [L + 1, S], False at first."""
+def reachable(is_open, edge_starts, edge_group, edge_to, start, reached):
+    """Mark the states that open groups lead to at each position. Mutates reached [L + 1, S], False at first."""
     reached[0, start] = True
-    for i in range(len(group_mass)):
+    for i in range(len(is_open)):
+        if i > 0 and np.array_equal(reached[i], reached[i - 1]) and np.array_equal(is_open[i], is_open[i - 1]):
+            reached[i + 1] = reached[i]
+            continue
         for state in range(reached.shape[1]):
             if reached[i, state]:
                 for e in range(edge_starts[state], edge_starts[state + 1]):
-                    if group_mass[i, edge_group[e]] > -np.inf:
+                    if is_open[i, edge_group[e]]:
                         reached[i + 1, edge_to[e]] = True
 
 
 @kernel()
-def backward(group_mass, group_top, edge_starts, edge_group, edge_to, final, reached, behind, value, choice):
-    """Log-mass of what may follow each state (behind), the best sum (value) and its edge (choice), from the end on."""
-    length, num_states = len(group_mass), len(final)
-    behind[length, :], value[length, :] = final, final
+def _scaled(x, k, plain):
+    """Write masses in units of the largest one's power, which is returned; too small ones are 0."""
+    highest = k[0]
+    for j in range(len(k)):
+        highest = max(highest, k[j])
+    for j in range(len(k)):
+        plain[j] = x[j] * _power(k[j] - highest)
+    return highest
+
+
+@kernel()
+def _exact_sum(first, stop, edge_group, edge_to, group_x, group_k, next_x, next_k):
+    """Mass of what may follow a state, as (x, k), by the largest of its own terms."""
+    highest, total = 2 * _NOTHING, 0.0
+    for e in range(first, stop):
+        highest = max(highest, group_k[edge_group[e]] + next_k[edge_to[e]])
+    for e in range(first, stop):
+        g, to = edge_group[e], edge_to[e]
+        total += group_x[g] * next_x[to] * _power(group_k[g] + next_k[to] - highest)
+    found, more = math.frexp(total)
+    return found, highest + more if total > 0.0 else _NOTHING
+
+
+@kernel()
+def backward(group_x, group_k, group_top, edge_starts, edge_group, edge_to, reached, behind_x, behind_k, value, choice):
+    """Mass of what may follow each state (behind), the best sum (value) and its edge (choice), from the end on.
+
+    The last rows of behind and value are given. Sums are taken in units of the position's largest terms, and only
+    those that are lost in them by their own.
+    """
+    length, num_states = len(group_x), behind_x.shape[1]
+    of_group, of_state = np.empty(group_x.shape[1]), np.empty(num_states)
     for i in range(length - 1, -1, -1):
+        unit = _scaled(group_x[i], group_k[i], of_group) + _scaled(behind_x[i + 1], behind_k[i + 1], of_state)
         for state in range(num_states):
-            behind[i, state], value[i, state], choice[i, state] = -np.inf, -np.inf, -1
+            behind_x[i, state], behind_k[i, state], value[i, state] = 0.0, _NOTHING, -np.inf
             if not reached[i, state]:
                 continue
-            largest, best, edge = -np.inf, -np.inf, -1
-            for e in range(edge_starts[state], edge_starts[state + 1]):
-                largest = max(largest, group_mass[i, edge_group[e]] + behind[i + 1, edge_to[e]])
-                offered = group_top[i, edge_group[e]] + value[i + 1, edge_to[e]]
+            first, stop = edge_starts[state], edge_starts[state + 1]
+            total, best, edge = 0.0, -np.inf, first
+            for e in range(first, stop):
+                g, to = edge_group[e], edge_to[e]
+                total += of_group[g] * of_state[to]
+                offered = group_top[i, g] + value[i + 1, to]
                 if offered > best:
                     best, edge = offered, e
             value[i, state], choice[i, state] = best, edge
-            if largest == -np.inf:
-                continue
-            total = 0.0
-            for e in range(edge_starts[state], edge_starts[state + 1]):
-                drop = group_mass[i, edge_group[e]] + behind[i + 1, edge_to[e]] - largest
-                if drop > -NEGLIGIBLE:
-                    total += math.exp(drop)
-            behind[i, state] = largest + math.log(total)
+            if total >= _SURE:
+                behind_x[i, state], more = math.frexp(total)
+                behind_k[i, state] = unit + more
+            elif best > -np.inf:
+                behind_x[i, state], behind_k[i, state] = _exact_sum(
+                    first, stop, edge_group, edge_to, group_x[i], group_k[i], behind_x[i + 1], behind_k[i + 1]
+                )
 
 
 @kernel()
 def forward(
-    mass, group_mass, edge_starts, edge_group, edge_to, group_starts, group_classes, start, behind, weights, at_state
-):
-    """Probability of each class at each position (weights, zero at first), by way of the states' (at_state).
+    x, k, group_x, group_k, edge_starts, edge_group, edge_to, group_starts, group_classes, start, behind_x, behind_k,
+    weights,
+):  # fmt: skip
+    """Probability of each class at each position (weights, zero at first), by way of the states'.
 
     A state's probability times that of an edge given the state never leaves the range of float64.
     """
-    length, num_states = len(group_mass), behind.shape[1]
-    at_state[0, start] = 1.0
-    of_group = np.empty(group_mass.shape[1])
+    length, num_states = len(group_x), behind_x.shape[1]
+    here, ahead = np.zeros(num_states), np.zeros(num_states)
+    of_group = np.empty(group_x.shape[1])
+    here[start] = 1.0
     for i in range(length):
         of_group[:] = 0.0
+        ahead[:] = 0.0
         for state in range(num_states):
-            p = at_state[i, state]
-            if p == 0.0:
+            if here[state] < _NEGLIGIBLE:
                 continue
+            share, unit = here[state] / behind_x[i, state], behind_k[i, state]
             for e in range(edge_starts[state], edge_starts[state + 1]):
-                drop = group_mass[i, edge_group[e]] + behind[i + 1, edge_to[e]] - behind[i, state]
-                if drop > -NEGLIGIBLE:
-                    share = p * math.exp(drop)
-                    at_state[i + 1, edge_to[e]] += share
-                    of_group[edge_group[e]] += share
+                g, to = edge_group[e], edge_to[e]
+                p = share * group_x[i, g] * behind_x[i + 1, to] * _power(group_k[i, g] + behind_k[i + 1, to] - unit)
+                ahead[to] += p
+                of_group[g] += p
+        here, ahead = ahead, here
         for g in range(len(of_group)):
             if of_group[g] > 0.0:
-                for k in range(group_starts[g], group_starts[g + 1]):
-                    drop = mass[i, group_classes[k]] - group_mass[i, g]
-                    if drop > -NEGLIGIBLE:
-                        weights[i, group_classes[k]] += of_group[g] * math.exp(drop)
+                for member in range(group_starts[g], group_starts[g + 1]):
+                    c = group_classes[member]
+                    weights[i, c] += of_group[g] * x[i, c] / group_x[i, g] * _power(k[i, c] - group_k[i, g])
 
 
 @kernel()
@@ -115,28 +171,33 @@ def _within(u, low, high):
 
 @kernel()
 def sample_path(
-    mass, group_mass, edge_starts, edge_group, edge_to, group_starts, group_classes, start, behind, uniform, classes
-):
+    x, k, group_x, group_k, edge_starts, edge_group, edge_to, group_starts, group_classes, start, behind_x, behind_k,
+    uniform, classes,
+):  # fmt: skip
     """Draw a path: an edge, then a class of its group, by one number a position.
 
     What a number says beyond its choices is left in `uniform`, itself uniform, to draw the token with.
     """
     state = start
-    for i in range(len(mass)):
-        edge, passed, before = -1, 0.0, 0.0
+    for i in range(len(x)):
+        edge, passed, before = edge_starts[state], 0.0, 0.0
         for e in range(edge_starts[state], edge_starts[state + 1]):
-            p = math.exp(group_mass[i, edge_group[e]] + behind[i + 1, edge_to[e]] - behind[i, state])
+            g, to = edge_group[e], edge_to[e]
+            p = group_x[i, g] * behind_x[i + 1, to] / behind_x[i, state]
+            p *= _power(group_k[i, g] + behind_k[i + 1, to] - behind_k[i, state])
             if p > 0.0:
                 edge, before = e, passed
                 passed += p
                 if uniform[i] < passed:
                     break
         u = _within(uniform[i], before, passed)
-        group, picked, passed, before = edge_group[edge], -1, 0.0, 0.0
-        for k in range(group_starts[group], group_starts[group + 1]):
-            p = math.exp(mass[i, group_classes[k]] - group_mass[i, group])
+        group, passed, before = edge_group[edge], 0.0, 0.0
+        picked = group_classes[group_starts[group]]
+        for member in range(group_starts[group], group_starts[group + 1]):
+            c = group_classes[member]
+            p = x[i, c] / group_x[i, group] * _power(k[i, c] - group_k[i, group])
             if p > 0.0:
-                picked, before = group_classes[k], passed
+                picked, before = c, passed
                 passed += p
                 if u < passed:
                     break

@@ -3,6 +3,8 @@
 Everything is decided from masses of classes; which token of a class is the vocabulary head's affair.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,32 +48,49 @@ def condition(
     Source: constraints.md of the specification, steps 2 to 6.
     """
     length, num_states = len(mass), len(final)
-    edges = (automaton.edge_starts, automaton.edge_group, automaton.edge_to)
-    groups = (automaton.group_starts, automaton.group_classes)
-    group_mass, group_top, group_best = _of_groups(automaton, mass, top)
+    edges = [_unsigned(ids) for ids in (automaton.edge_starts, automaton.edge_group, automaton.edge_to)]
+    groups = [_unsigned(ids) for ids in (automaton.group_starts, automaton.group_classes)]
+    classes = _split(mass)
+    in_groups, group_top, group_best = _of_groups(groups, classes, top)
     reached = np.zeros((length + 1, num_states), bool)
-    kernels.reachable(group_mass, *edges, state, reached)
-    behind, value = np.empty((length + 1, num_states)), np.empty((length + 1, num_states))
-    choice = np.empty((length, num_states), np.int64)
-    kernels.backward(group_mass, group_top, *edges, final, reached, behind, value, choice)
-    if not behind[0, state] > -np.inf:
+    kernels.reachable(in_groups[0] > 0, *edges, state, reached)
+    behind = np.empty((length + 1, num_states)), np.empty((length + 1, num_states), np.int32)
+    value, choice = np.empty((length + 1, num_states)), np.empty((length, num_states), np.uint32)
+    for rows, last in zip(behind, _split(final[None]), strict=True):
+        rows[length] = last[0]
+    value[length] = final
+    kernels.backward(*in_groups, group_top, *edges, reached, *behind, value, choice)
+    if not behind[0][0, state] > 0:
         raise GenerationError("no text of the constraint is left: what is banned or pinned rules all of them out")
     weights = np.zeros((length, automaton.num_classes))
-    at_state = np.zeros((length + 1, num_states))
-    kernels.forward(mass, group_mass, *edges, *groups, state, behind, weights, at_state)
+    kernels.forward(*classes, *in_groups, *edges, *groups, state, *behind, weights)
     best = np.empty(length, np.int64)
     kernels.best_path(*edges[1:], group_best, state, choice, best)
     sampled, left = best.copy(), uniform.astype(np.float64)
     if not np.isnan(left).any():
-        kernels.sample_path(mass, group_mass, *edges, *groups, state, behind, left, sampled)
-    return Conditioned(log_mass=float(behind[0, state]), weights=weights, sampled=sampled, uniform=left, best=best)
+        kernels.sample_path(*classes, *in_groups, *edges, *groups, state, *behind, left, sampled)
+    log_mass = math.log(behind[0][0, state]) + int(behind[1][0, state]) * math.log(2.0)
+    return Conditioned(log_mass=log_mass, weights=weights, sampled=sampled, uniform=left, best=best)
+
+
+def _unsigned(ids: np.ndarray) -> np.ndarray:
+    """The same indices, none of them negative, in the same memory."""
+    return ids.view(np.uint32 if ids.itemsize == 4 else np.uint64)
+
+
+def _split(log_mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Masses as numbers and powers of two."""
+    found = np.empty(log_mass.shape), np.empty(log_mass.shape, np.int32)
+    kernels.split(log_mass, *found)
+    return found
 
 
 def _of_groups(
-    automaton: CanvasAutomaton, mass: np.ndarray, top: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(log-mass, largest logit, the class that has it) of each group at each position."""
-    shape = (len(mass), len(automaton.group_starts) - 1)
-    found = np.empty(shape), np.empty(shape, np.float32), np.empty(shape, np.int32)
-    kernels.group_masses(mass, top, automaton.group_starts, automaton.group_classes, *found)
-    return found
+    groups: Sequence[np.ndarray], classes: tuple[np.ndarray, np.ndarray], top: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+    """(masses as numbers and powers, largest logit, the class that has it) of each group at each position."""
+    shape = (len(top), len(groups[0]) - 1)
+    masses = np.empty(shape), np.empty(shape, np.int32)
+    found = np.empty(shape, np.float32), np.empty(shape, np.int32)
+    kernels.of_groups(*classes, top, *groups, *masses, *found)
+    return masses, *found

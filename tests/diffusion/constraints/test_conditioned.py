@@ -145,6 +145,25 @@ def test_compiled_recursions_are_the_plain_ones_over_long_canvases_and_wide_rang
     assert found.best.tolist() == reference.best_path(top, listed, 0, final)[1]
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_tokens_ruled_out_at_some_positions_come_back_at_others(seed: int) -> None:
+    _, automaton, z = made(seed, 12)
+    mass, top = masses(automaton, z)
+    # The same classes for three positions on end, then others.
+    banned = np.random.default_rng(seed).random((4, mass.shape[1])).repeat(3, axis=0) < 0.4
+    mass[banned], top[banned] = -np.inf, -np.inf
+    listed, final = edges(automaton), automaton.finals(3)
+    args = (automaton, 0, mass, top, np.random.default_rng(seed).random(12), final)
+    if reference.backward(mass, listed, final)[0, 0] == -np.inf:
+        with pytest.raises(GenerationError, match="no text of the constraint"):
+            condition(*args)
+        return
+    found = condition(*args)
+    np.testing.assert_allclose(found.weights, reference.class_weights(mass, listed, 0, final), atol=1e-9, rtol=0)
+    assert found.best.tolist() == reference.best_path(top, listed, 0, final)[1]
+    assert (found.weights[np.arange(12), found.sampled] > 0).all()
+
+
 def test_samples_are_as_frequent_as_the_canvases_are_probable() -> None:
     language, automaton, z = made(1, 4, 1.0)
     members = canvases(language, 4)
