@@ -87,8 +87,8 @@ def cut_before(tokenizer: Tokenizer, prefix: str, suffix: str, vocab_size: int) 
 
 def _border(tokenizer: Tokenizer, given: bytes, vocab_size: int, *, at_start: bool) -> Border:
     """No border where nothing is given up, or no other token begins or ends with it."""
-    fits = bytes.startswith if at_start else bytes.endswith
-    allowed = [i for i, text in enumerate(tokenizer.all_token_bytes[:vocab_size]) if given and fits(text, given)]
+    found = tokenizer.ids_that_begin_with if at_start else tokenizer.ids_that_end_with
+    allowed = [i for i in found(given) if i < vocab_size] if given else []
     if not allowed or [tokenizer.all_token_bytes[i] for i in allowed] == [given]:
         return Border()
     is_banned = torch.ones(vocab_size, dtype=torch.bool)

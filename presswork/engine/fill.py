@@ -231,7 +231,7 @@ def _denoise(
     """One canvas of each length, all in shared passes."""
     vocab, canvas_length = engine.model.config.vocab_size, frame.canvas_length
     # As end tokens they are ruled out before the last pin, and behind it there is nothing to write.
-    no_text = [i for i in range(vocab) if i >= tokenizer.vocab_size or not tokenizer.all_token_bytes[i]]
+    no_text = [*(i for i in tokenizer.ids_without_text if i < vocab), *range(tokenizer.vocab_size, vocab)]
     common = common.changed(max_tokens=canvas_length, canvas_length=canvas_length, stop_token_ids=no_text)
     requests: list[Request] = []
     try:

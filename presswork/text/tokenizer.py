@@ -3,6 +3,7 @@
 import json
 import operator
 import shutil
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property
@@ -162,6 +163,28 @@ class Tokenizer:
         """`token_bytes` of every id below vocab_size, with b'' for special tokens."""
         return [b"" if i in self.special_ids else self.token_bytes(i) for i in range(self.vocab_size)]
 
+    @cached_property
+    def ids_without_text(self) -> Sequence[int]:
+        """Ids below vocab_size whose `all_token_bytes` are empty."""
+        return [i for i, text in enumerate(self.all_token_bytes) if not text]
+
+    def ids_that_begin_with(self, text: bytes) -> list[int]:
+        """Ids whose `all_token_bytes` begin with a text, ascending."""
+        return _beginning(self._by_bytes, text)
+
+    def ids_that_end_with(self, text: bytes) -> list[int]:
+        """Ids whose `all_token_bytes` end with a text, ascending."""
+        return _beginning(self._by_bytes_backwards, text[::-1])
+
+    # A walk over a vocabulary of 262,144 takes 30 ms, a search in these microseconds; they take half a second once.
+    @cached_property
+    def _by_bytes(self) -> list[tuple[bytes, int]]:
+        return sorted((text, i) for i, text in enumerate(self.all_token_bytes))
+
+    @cached_property
+    def _by_bytes_backwards(self) -> list[tuple[bytes, int]]:
+        return sorted((text[::-1], i) for i, text in enumerate(self.all_token_bytes))
+
     @property
     def added_tokens(self) -> dict[str, int]:
         """Ids of the tokens that stand beside the vocabulary, by name."""
@@ -210,6 +233,13 @@ def with_token_texts(tokenizer: Tokenizer | None, who: str, model: str) -> Token
     if tokenizer is None or tokenizer.decoder_kind == "whole":
         raise UnsupportedError(f"{who} a tokenizer whose tokens have a text each; model {model!r} has none")
     return tokenizer
+
+
+def _beginning(in_order: Sequence[tuple[bytes, int]], text: bytes) -> list[int]:
+    """The ids of the entries that begin with a text, ascending."""
+    first = bisect_left(in_order, (text, -1))
+    last = bisect_right(in_order, text, lo=first, key=lambda entry: entry[0][: len(text)])
+    return sorted(i for _, i in in_order[first:last])
 
 
 def _mark_special(library: tokenizers.Tokenizer, tokens: Iterable[str]) -> None:

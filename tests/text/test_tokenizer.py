@@ -42,6 +42,15 @@ def test_every_integer_decodes_and_unknown_ids_give_no_text(tokenizer: Tokenizer
         assert isinstance(tokenizer.decode([rng.randrange(size + 50) for _ in range(30)]), str)
 
 
+def test_tokens_are_found_by_how_their_bytes_begin_and_end(tokenizer: Tokenizer) -> None:
+    known = tokenizer.all_token_bytes
+    parts = {text[:size] for text in known for size in range(3)} | {text[-2:] for text in known} | {b"\xff", b"no such"}
+    for part in parts:
+        assert tokenizer.ids_that_begin_with(part) == [i for i, text in enumerate(known) if text.startswith(part)]
+        assert tokenizer.ids_that_end_with(part) == [i for i, text in enumerate(known) if text.endswith(part)]
+    assert tokenizer.ids_without_text == [i for i, text in enumerate(known) if text == b""]
+
+
 def test_vocab_size_is_one_more_than_the_largest_id_even_with_gaps() -> None:
     library = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "a": 3, "b": 9}, unk_token="<unk>"))
     assert Tokenizer(library).vocab_size == 10
