@@ -280,6 +280,43 @@ def test_an_adapter_that_cannot_be_had_is_told(capsys, flag, message):
     assert code in (2, 4) and message in err and len(err.strip().splitlines()) <= 2
 
 
+@pytest.mark.parametrize("task", ["sudoku", "molecules", "scaffold", "code", "structure"])
+def test_an_evaluation_that_broke_off_goes_on_from_its_journal(capsys, tmp_path, monkeypatch, task):
+    asks = {
+        "sudoku": ("sudoku", "--num", "3", "--clues", "60-62", "--tries", "2", "--steps", "1"),
+        "molecules": ("molecules", "--num", "3", "--steps", "1", "--mode", "both"),
+        "scaffold": ("molecules", "--num", "2", "--steps", "1", "--scaffold", "C(*)O", "--best-of", "2"),
+        "code": ("code", "--functions", "2", "--steps", "1"),
+        "structure": ("structure", "--schemas", "0", "--regexes", "17", "--steps", "1", "--free"),
+    }
+    if asks[task][0] == "molecules":
+        pytest.importorskip("rdkit", reason="rdkit is an extra")
+    file = tmp_path / "found.jsonl"
+    ask = ("eval", *asks[task], "--seed", "3", "--journal", str(file))
+    plain = json.loads(run(capsys, *ask[:-2], "--json")[1])
+    whole = json.loads(run(capsys, *ask, "--json")[1])
+    assert without_times(whole) == without_times(plain)
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert len(lines) >= 3
+    # The last part broke off.
+    file.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
+    again = json.loads(run(capsys, *ask, "--json")[1])
+    assert without_times(again) == without_times(whole)
+    assert file.read_bytes().splitlines(keepends=True)[:-1] == lines[:-1]
+    # Nothing is left to do, so nothing is asked of the engine.
+    monkeypatch.setattr("presswork.engine.engine.Engine.submit", None)
+    assert without_times(json.loads(run(capsys, *ask, "--json")[1])) == without_times(whole)
+    code, out, err = run(capsys, *ask[:-4], "--seed", "4", "--journal", str(file))
+    assert code == 2 and "seed was 3 there and is 4 now" in err and err.count("\n") == 1 and out == ""
+
+
+def without_times(report):
+    """A report without what depends on how fast it was made."""
+    if not isinstance(report, dict):
+        return report
+    return {name: without_times(part) for name, part in report.items() if name not in ("wall_s", "tokens_per_s")}
+
+
 def test_eval_counts_molecules(capsys, tmp_path):
     pytest.importorskip("rdkit", reason="rdkit is an extra")
     folder = tmp_path / "model"

@@ -9,6 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from presswork.errors import GenerationError
 from presswork.tasks.code.headers import function_headers
 from presswork.tasks.code.human_eval import InfillTask
 from presswork.tasks.completion import complete
+from presswork.tasks.journal import NO_JOURNAL, Found, Journal
 from presswork.training.loss import batch_losses
 from presswork.training.packing import PackConfig, PackedBatches, load_documents
 
@@ -48,7 +50,7 @@ def choose_tasks(tasks: Sequence[InfillTask], num: int | None, seed: int) -> lis
 
 def evaluate_infill(
     engine: Engine, tasks: Sequence[InfillTask], seed: int, *, way: Way = "diffusion",
-    on_progress: Progress | None = None, **params: Any,
+    on_progress: Progress | None = None, journal: Journal = NO_JOURNAL, **params: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the missing line of each task and run its tests.
 
@@ -58,40 +60,32 @@ def evaluate_infill(
             few lengths, as `presswork fill` does (`Engine.fill_gaps`); "ar" goes on from the prefix to the line's end,
             the likeliest token each time.
         on_progress: called with the number done.
+        journal: has the tasks that are done.
         params: of the requests, fields of SamplingParams.
     Returns: num; exact (share of lines that are the reference's), passed (share whose tests pass), preserved (share
         that came back with prefix and suffix as they were; without a reply, a task does not count), mean_steps (denoise
         steps of a canvas; for gaps, of all candidates; for ar, tokens of a line), wall_s (of writing, without the
         tests).
     """
-    write = {"diffusion": _filled_line, "gaps": _gap_line, "ar": _continued_line}[way]
-    num_exact = num_passed = num_preserved = 0
-    steps: list[int] = []
-    wall_s = 0.0
+    lines = []
     for done, task in enumerate(tasks, start=1):
-        started = time.perf_counter()
-        line, completed, taken = write(engine, task, seed, params)
-        wall_s += time.perf_counter() - started
-        steps += taken
-        num_exact += line in (task.middle, f"{task.middle}\n")
-        num_passed += line is not None and task.check(line).passed
-        num_preserved += completed.startswith(task.prefix) and completed.endswith(task.suffix)
+        part = f"infill {way} {task.name}"
+        lines.append(journal.once(part, partial(_judged_line, engine, task, seed, way, params)))
         if on_progress is not None:
             on_progress(done)
-    num = len(tasks)
+    steps = [taken for line in lines for taken in line["steps"]]
+    shares = {name: sum(line[name] for line in lines) / max(1, len(lines)) for name in ("exact", "passed", "preserved")}
     return {
-        "num": num,
-        "exact": num_exact / max(1, num),
-        "passed": num_passed / max(1, num),
-        "preserved": num_preserved / max(1, num),
+        "num": len(lines),
+        **shares,
         "mean_steps": sum(steps) / max(1, len(steps)),
-        "wall_s": wall_s,
+        "wall_s": sum(line["wall_s"] for line in lines),
     }
 
 
 def evaluate_functions(
     engine: Engine, num: int, seed: int, *, mode: Mode = "diffusion", best_of: int = 1,
-    on_progress: Progress | None = None, **params: Any,
+    on_progress: Progress | None = None, journal: Journal = NO_JOURNAL, **params: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Write bodies for given function headers, in turn, and see whether they are Python.
 
@@ -100,39 +94,53 @@ def evaluate_functions(
         seed: the first one's; the others count on from it.
         mode: "ar" samples at the middle of the checkpoint's temperature schedule.
         best_of: replies to write for each, as `Engine.generate` takes it.
-        on_progress, params: as in `evaluate_infill`.
+        on_progress, journal, params: as in `evaluate_infill`.
     Returns: num; parses (share that Python parses and that have a statement beside the docstring), ended (share that
         ended before the most tokens there may be), mean_steps (denoise steps of a canvas; for ar, tokens), wall_s, and
         three samples. A function ends before the first line that is not indented.
     """
     if mode == "ar":
         params = {"temperature": (engine.defaults.t_min + engine.defaults.t_max) / 2, **params}
-    headers = function_headers()
-    functions: list[str] = []
-    num_ended = num_steps = num_units = 0
-    started = time.perf_counter()
+    batches = []
     for start in range(0, num, _BATCH):
         numbers = range(start, min(num, start + _BATCH))
-        prefixes = [headers[i % len(headers)] for i in numbers]
-        seeds = [seed + i for i in numbers]
-        found = complete(
-            engine, prefixes, seeds, mode=mode, best_of=best_of, max_tokens=_function_tokens(engine), **params
-        )
-        for prefix, (text, reply) in zip(prefixes, found, strict=True):
-            body = indented_part(text)
-            functions.append(prefix + body)
-            num_ended += reply.finish_reason == "stop" or body != text
-            num_steps += reply.stats.num_denoise_steps if mode == "diffusion" else len(reply.token_ids)
-            num_units += reply.stats.num_canvases if mode == "diffusion" else 1
+        work = partial(_written_functions, engine, numbers, seed, mode, best_of, params)
+        batches.append(journal.once(f"functions {mode} {start}", work))
         if on_progress is not None:
-            on_progress(len(functions))
+            on_progress(numbers.stop)
+    functions = [source for batch in batches for source in batch["functions"]]
+    total = {name: sum(batch[name] for batch in batches) for name in ("ended", "steps", "units", "wall_s")}
     return {
         "num": num,
         "parses": sum(map(is_function, functions)) / max(1, num),
-        "ended": num_ended / max(1, num),
-        "mean_steps": num_steps / max(1, num_units),
-        "wall_s": time.perf_counter() - started,
+        "ended": total["ended"] / max(1, num),
+        "mean_steps": total["steps"] / max(1, total["units"]),
+        "wall_s": total["wall_s"],
         "samples": functions[:3],
+    }
+
+
+def _written_functions(
+    engine: Engine, numbers: range, seed: int, mode: Mode, best_of: int, params: dict[str, Any]
+) -> Found:
+    """Functions for headers by number: their sources, how many ended, steps (tokens), canvases (functions), seconds."""
+    headers = function_headers()
+    prefixes = [headers[i % len(headers)] for i in numbers]
+    seeds = [seed + i for i in numbers]
+    started = time.perf_counter()
+    found = complete(engine, prefixes, seeds, mode=mode, best_of=best_of, max_tokens=_function_tokens(engine), **params)
+    wall_s = time.perf_counter() - started
+    bodies = [indented_part(text) for text, _ in found]
+    replies = [reply for _, reply in found]
+    is_ar = mode == "ar"
+    return {
+        "functions": [prefix + body for prefix, body in zip(prefixes, bodies, strict=True)],
+        "ended": sum(
+            reply.finish_reason == "stop" or body != text for (text, reply), body in zip(found, bodies, strict=True)
+        ),
+        "steps": sum(len(reply.token_ids) if is_ar else reply.stats.num_denoise_steps for reply in replies),
+        "units": sum(1 if is_ar else reply.stats.num_canvases for reply in replies),
+        "wall_s": wall_s,
     }
 
 
@@ -187,6 +195,21 @@ def is_function(source: str) -> bool:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return len(found) == 1 and isinstance(found[0], ast.FunctionDef) and len(found[0].body) > 1
+
+
+def _judged_line(engine: Engine, task: InfillTask, seed: int, way: Way, params: dict[str, Any]) -> Found:
+    """One missing line: whether it is exact, passed and preserved, the steps, and the seconds it was written in."""
+    write = {"diffusion": _filled_line, "gaps": _gap_line, "ar": _continued_line}[way]
+    started = time.perf_counter()
+    line, completed, steps = write(engine, task, seed, params)
+    wall_s = time.perf_counter() - started
+    return {
+        "exact": line in (task.middle, f"{task.middle}\n"),
+        "passed": line is not None and task.check(line).passed,
+        "preserved": completed.startswith(task.prefix) and completed.endswith(task.suffix),
+        "steps": steps,
+        "wall_s": wall_s,
+    }
 
 
 def _filled_line(engine: Engine, task: InfillTask, seed: int, params: dict[str, Any]) -> _Written:

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from presswork.engine.engine import Engine
 from presswork.engine.params import Mode
 from presswork.errors import ConfigError, UnsupportedError
+from presswork.tasks.journal import NO_JOURNAL, Found, Journal
 from presswork.tasks.molecules.smiles import BOS_ID, VOCAB_SIZE
 
 _BATCH = 64
@@ -60,6 +62,7 @@ def evaluate(
     best_of: int = 1,
     known: Sequence[str] = (),
     on_progress: Callable[[int], None] | None = None,
+    journal: Journal = NO_JOURNAL,
     **params: Any,
 ) -> dict[str, Any]:
     """Generate molecules from nothing and judge them.
@@ -71,6 +74,7 @@ def evaluate(
         best_of: candidates a molecule, as `Engine.generate` takes it.
         known: as in `score`.
         on_progress: called with the number done.
+        journal: has the molecules that are written.
         params: of the requests, fields of SamplingParams.
     Returns: num, seed, mode, best_of, the keys of `score`, mean_steps (denoise steps a molecule, those of all its
         candidates; for ar, tokens of the one given back), tokens_per_s, wall_s and five samples.
@@ -80,33 +84,41 @@ def evaluate(
         raise UnsupportedError(f"model {engine.name!r} does not write SMILES; give one with the molecules' vocabulary")
     if mode == "ar":
         params = {"temperature": 1.0, **params}
-    texts: list[str] = []
-    num_steps = num_tokens = 0
-    started = time.perf_counter()
+    batches = []
     for start in range(0, num, _BATCH):
         seeds = range(seed + start, seed + min(num, start + _BATCH))
-        replies = engine.generate(
-            prompt_token_ids=[[BOS_ID]] * len(seeds),
-            mode=mode,
-            max_tokens=_MAX_TOKENS,
-            seed=list(seeds),
-            best_of=best_of,
-            **params,
-        )
-        texts += [reply.text for reply in replies]
-        num_tokens += sum(len(reply.token_ids) for reply in replies)
-        num_steps += sum(reply.stats.num_denoise_steps for reply in replies)
+        batches.append(journal.once(f"{mode} {start}", partial(_written, engine, seeds, mode, best_of, params)))
         if on_progress is not None:
-            on_progress(len(texts))
-    wall_s = time.perf_counter() - started
+            on_progress(seeds.stop - seed)
+    texts = [text for batch in batches for text in batch["texts"]]
+    total = {name: sum(batch[name] for batch in batches) for name in ("steps", "tokens", "wall_s")}
     return {
         "num": num,
         "seed": seed,
         "mode": mode,
         "best_of": best_of,
         **score(texts, known),
-        "mean_steps": (num_steps if mode == "diffusion" else num_tokens) / num,
-        "tokens_per_s": num_tokens / wall_s,
-        "wall_s": wall_s,
+        "mean_steps": (total["steps"] if mode == "diffusion" else total["tokens"]) / num,
+        "tokens_per_s": total["tokens"] / total["wall_s"],
+        "wall_s": total["wall_s"],
         "samples": texts[:5],
+    }
+
+
+def _written(engine: Engine, seeds: range, mode: Mode, best_of: int, params: dict[str, Any]) -> Found:
+    """A molecule for each seed: texts, denoise steps, tokens, seconds."""
+    started = time.perf_counter()
+    replies = engine.generate(
+        prompt_token_ids=[[BOS_ID]] * len(seeds),
+        mode=mode,
+        max_tokens=_MAX_TOKENS,
+        seed=list(seeds),
+        best_of=best_of,
+        **params,
+    )
+    return {
+        "texts": [reply.text for reply in replies],
+        "steps": sum(reply.stats.num_denoise_steps for reply in replies),
+        "tokens": sum(len(reply.token_ids) for reply in replies),
+        "wall_s": time.perf_counter() - started,
     }

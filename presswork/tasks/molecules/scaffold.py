@@ -4,13 +4,14 @@ scaffold   c1ccc(*)cc1*
 canvas     c 1 c c c ( ~ ~ ~ ) c c 1 ~ ~ ~ ...     ~ is the model's, as many as it wants
 """
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from presswork.engine.engine import Engine
 from presswork.errors import RequestError, UnsupportedError
 from presswork.grammar.languages import Regex
+from presswork.tasks.journal import NO_JOURNAL, Found, Journal
 from presswork.tasks.molecules.evaluate import canonical
 from presswork.tasks.molecules.smiles import CHARACTERS, VOCAB_SIZE
 
@@ -57,6 +58,7 @@ def evaluate_scaffold(
     *,
     best_of: int = 1,
     on_progress: Callable[[int], None] | None = None,
+    journal: Journal = NO_JOURNAL,
     **params: Any,
 ) -> dict[str, Any]:
     """Generate molecules around a scaffold and judge them.
@@ -67,6 +69,7 @@ def evaluate_scaffold(
         seed: the first molecule's; the others count on from it.
         best_of: candidates a molecule; the one the causal mode finds likeliest counts.
         on_progress: called with the number done.
+        journal: has the molecules that are written.
         params: of the requests, fields of SamplingParams.
     Returns: scaffold, num, seed, best_of; valid (share that are molecules), with_scaffold (share of all that are
         molecules and have it as a part), unique (share of different ones among the valid), mean_steps (of all
@@ -76,17 +79,12 @@ def evaluate_scaffold(
     pieces = scaffold_pieces(scaffold)
     if engine.model.config.vocab_size != VOCAB_SIZE:
         raise UnsupportedError(f"model {engine.name!r} does not write SMILES; give one with the molecules' vocabulary")
-    room = _LENGTH - 1 - sum(map(len, pieces))
-    texts: list[str] = []
-    num_steps = 0
-    started = time.perf_counter()
+    written = []
     for own in range(seed, seed + num):
-        reply = engine.fill_gaps(pieces, gap=_GAP, max_tokens=room, num_candidates=best_of, seed=own, **params)
-        texts.append(reply.completed)
-        num_steps += sum(candidate.num_denoise_steps for candidate in reply.candidates)
+        written.append(journal.once(f"scaffold {own}", partial(_around, engine, pieces, own, best_of, params)))
         if on_progress is not None:
-            on_progress(len(texts))
-    wall_s = time.perf_counter() - started
+            on_progress(len(written))
+    texts = [one["text"] for one in written]
     valid = [found for found in map(canonical, texts) if found is not None]
     return {
         "scaffold": scaffold,
@@ -96,7 +94,18 @@ def evaluate_scaffold(
         "valid": len(valid) / num,
         "with_scaffold": sum(contains(text, scaffold) for text in texts) / num,
         "unique": len(set(valid)) / max(1, len(valid)),
-        "mean_steps": num_steps / num,
-        "wall_s": wall_s,
+        "mean_steps": sum(one["steps"] for one in written) / num,
+        "wall_s": sum(one["wall_s"] for one in written),
         "samples": texts[:5],
+    }
+
+
+def _around(engine: Engine, pieces: list[str], seed: int, best_of: int, params: dict[str, Any]) -> Found:
+    """A molecule around a scaffold: its text, the denoise steps of all candidates, seconds."""
+    room = _LENGTH - 1 - sum(map(len, pieces))
+    reply = engine.fill_gaps(pieces, gap=_GAP, max_tokens=room, num_candidates=best_of, seed=seed, **params)
+    return {
+        "text": reply.completed,
+        "steps": sum(candidate.num_denoise_steps for candidate in reply.candidates),
+        "wall_s": reply.wall_s,
     }

@@ -5,15 +5,16 @@ import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from presswork.engine.engine import Engine
-from presswork.engine.events import Reply
 from presswork.engine.params import Mode
 from presswork.errors import ConfigError, RequestError
 from presswork.grammar.languages import JsonSchema, Language, Regex
+from presswork.tasks.journal import NO_JOURNAL, Found, Journal
 from presswork.tasks.structure.generate import random_regex, random_schema
 
 STEPS = (1, 2, 4, 8, 16)
@@ -72,29 +73,36 @@ def evaluate(
     budgets: Sequence[int] = STEPS,
     is_free: bool = False,
     on_progress: Callable[[int], None] | None = None,
+    journal: Journal = NO_JOURNAL,
 ) -> dict[str, Any]:
     """Write one reply for each task and judge it.
 
     Args:
         budgets: of denoise steps, taken in turn.
         is_free: nothing is kept to; what the model makes of the prompt alone.
+        on_progress: called with the number done.
+        journal: has the replies that are written.
     Returns: num, seed, mode; for each kind num, valid and ended (an end token was written); valid_by_steps; invalid:
         what failed, with source and text; mean_steps; wall_s.
     """
     counts: dict[str, Counter[str]] = {task.kind: Counter() for task in tasks}
     by_steps: dict[int, Counter[str]] = {steps: Counter() for steps in budgets}
     invalid: list[dict[str, str]] = []
-    num_steps = 0
-    started = time.perf_counter()
-    for done, (task, steps, reply) in enumerate(_replies(engine, tasks, seed, mode, budgets, is_free), start=1):
-        is_valid = task.accepts(reply.text)
-        counts[task.kind].update(num=1, valid=is_valid, ended=reply.finish_reason == "stop")
-        by_steps[steps].update(num=1, valid=is_valid)
-        num_steps += reply.stats.num_denoise_steps
-        if not is_valid:
-            invalid.append({"kind": task.kind, "source": task.source, "text": reply.text})
+    num_steps, wall_s = 0, 0.0
+    way = "free" if is_free else mode
+    for start in range(0, len(tasks), _BATCH):
+        some = range(start, min(len(tasks), start + _BATCH))
+        work = partial(_replies, engine, tasks, some, seed, mode, budgets, is_free)
+        found = journal.once(f"{way} {start}", work)
+        for i, text, has_ended in zip(some, found["texts"], found["ended"], strict=True):
+            task, is_valid = tasks[i], tasks[i].accepts(text)
+            counts[task.kind].update(num=1, valid=is_valid, ended=has_ended)
+            by_steps[budgets[i % len(budgets)]].update(num=1, valid=is_valid)
+            if not is_valid:
+                invalid.append({"kind": task.kind, "source": task.source, "text": text})
+        num_steps, wall_s = num_steps + found["steps"], wall_s + found["wall_s"]
         if on_progress is not None:
-            on_progress(done)
+            on_progress(some.stop)
     return {
         "num": len(tasks),
         "seed": seed,
@@ -103,18 +111,19 @@ def evaluate(
         "valid_by_steps": {steps: found["valid"] / max(1, found["num"]) for steps, found in by_steps.items()},
         "invalid": invalid,
         "mean_steps": num_steps / max(1, len(tasks)),
-        "wall_s": time.perf_counter() - started,
+        "wall_s": wall_s,
     }
 
 
 def _replies(
-    engine: Engine, tasks: Sequence[StructureTask], seed: int, mode: Mode, budgets: Sequence[int], is_free: bool
-) -> Iterator[tuple[StructureTask, int, Reply]]:
-    """Each task, its step budget and its reply."""
+    engine: Engine, tasks: Sequence[StructureTask], some: range, seed: int, mode: Mode, budgets: Sequence[int],
+    is_free: bool,
+) -> Found:  # fmt: skip
+    """Replies to tasks by number, in shared passes: texts, whether each ended, denoise steps, seconds."""
     prompt = engine.encode_prompt(_PROMPT)
-    for start in range(0, len(tasks), _BATCH):
-        some = range(start, min(len(tasks), start + _BATCH))
-        requests = []
+    started = time.perf_counter()
+    requests = []
+    try:
         for i in some:
             params = engine.defaults.changed(
                 mode=mode,
@@ -127,12 +136,16 @@ def _replies(
                 requests.append(engine.submit(prompt, params))
             except RequestError as error:
                 raise type(error)(f"{tasks[i].kind} {tasks[i].source}: {error}") from error
-        try:
-            for i, request in zip(some, requests, strict=True):
-                yield tasks[i], budgets[i % len(budgets)], engine.reply(request)
-        finally:
-            for request in requests:
-                engine.cancel(request)
+        replies = [engine.reply(request) for request in requests]
+    finally:
+        for request in requests:
+            engine.cancel(request)
+    return {
+        "texts": [reply.text for reply in replies],
+        "ended": [reply.finish_reason == "stop" for reply in replies],
+        "steps": sum(reply.stats.num_denoise_steps for reply in replies),
+        "wall_s": time.perf_counter() - started,
+    }
 
 
 def _is_valid(checker: Any, text: str) -> bool:

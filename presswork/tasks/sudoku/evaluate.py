@@ -3,16 +3,18 @@
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from presswork.engine.engine import Engine
-from presswork.engine.events import Reply
 from presswork.engine.params import Mode
 from presswork.errors import RequestError
 from presswork.grammar.languages import Regex
+from presswork.tasks.journal import NO_JOURNAL, Found, Journal
 from presswork.tasks.sudoku.encoding import CANVAS_LENGTH, DIGIT_ID, decode_solution, encode_prompts, read_puzzle
 from presswork.tasks.sudoku.generate import Cells, Clues, Grids, as_grids, count_solutions, generate, solve
 from presswork.tasks.sudoku.tries import drawn_symmetries, seed_of_try
@@ -36,13 +38,15 @@ def evaluate(
     is_kept: bool = False,
     is_held: bool = False,
     on_progress: Callable[[Mode, int], None] | None = None,
+    journal: Journal = NO_JOURNAL,
     **params: Any,
 ) -> dict[str, Any]:
     """Solve fresh puzzles, and say how it went.
 
     Args:
         num, clues, seed: what puzzles, as `generate` makes them; the seed is also the requests'.
-        with_diffusion, with_ar, tries, is_kept, is_held, on_progress, params: as in `evaluate_puzzles`.
+        with_diffusion, with_ar, tries, is_kept, is_held, on_progress, journal, params: as in
+            `evaluate_puzzles`.
     Returns: the keys of `evaluate_puzzles`, and clues.
     """
     if num < 1:
@@ -50,7 +54,7 @@ def evaluate(
     puzzles, solutions = generate(num, seed, clues)
     report = evaluate_puzzles(
         engine, puzzles, solutions, seed, with_diffusion=with_diffusion, with_ar=with_ar, tries=tries,
-        is_kept=is_kept, is_held=is_held, on_progress=on_progress, **params,
+        is_kept=is_kept, is_held=is_held, on_progress=on_progress, journal=journal, **params,
     )  # fmt: skip
     return {"clues": str(clues), **report}
 
@@ -67,6 +71,7 @@ def evaluate_puzzles(
     is_kept: bool = False,
     is_held: bool = False,
     on_progress: Callable[[Mode, int], None] | None = None,
+    journal: Journal = NO_JOURNAL,
     **params: Any,
 ) -> dict[str, Any]:
     """Solve given puzzles, such as those of `load_puzzles`.
@@ -79,6 +84,7 @@ def evaluate_puzzles(
             the next canvas has another seed, and the puzzle stands in it under a random symmetry. The last one counts.
         is_kept: the canvas is kept to nine lines of digits. is_held: that, and it holds the clues too.
         on_progress: called with the mode and the puzzles done in it after every batch.
+        journal: has the canvases that are written.
         params: of the diffusion requests, fields of SamplingParams; the others are the checkpoint's.
     Returns:
         num, seed, and of diffusion: solved (fraction of puzzles), cells (fraction of all 81 N cells that are right, an
@@ -89,9 +95,11 @@ def evaluate_puzzles(
     report: dict[str, Any] = {"num": len(puzzles), "seed": seed}
     if with_diffusion:
         params = {**params, "constraint": ROWS} if is_kept or is_held else params
-        report |= _run(engine, puzzles, solutions, "diffusion", tries, is_held, on_progress, seed=seed, **params)
+        asked = _Asked("diffusion", seed, is_held, params)
+        report |= _run(engine, puzzles, solutions, asked, tries, on_progress, journal)
     if with_ar:
-        report["ar"] = _run(engine, puzzles, solutions, "ar", 1, False, on_progress, seed=seed, temperature=0.0)
+        asked = _Asked("ar", seed, False, {"temperature": 0.0})
+        report["ar"] = _run(engine, puzzles, solutions, asked, 1, on_progress, journal)
     return report
 
 
@@ -137,45 +145,65 @@ def num_cells_right(token_ids: Sequence[int], solution: Cells) -> int:
     return int((canvas.reshape(9, 10)[:, :9].reshape(81) == DIGIT_ID + solution.astype(np.int64)).sum())
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """How puzzles are solved."""
+
+    mode: Mode
+    seed: int
+    is_held: bool
+    params: dict[str, Any]
+
+
 def _run(
-    engine: Engine, puzzles: Grids, solutions: Grids, mode: Mode, tries: int, is_held: bool,
-    on_progress: Callable[[Mode, int], None] | None, *, seed: int, **params: Any,
+    engine: Engine, puzzles: Grids, solutions: Grids, asked: _Asked, tries: int,
+    on_progress: Callable[[Mode, int], None] | None, journal: Journal,
 ) -> dict[str, Any]:  # fmt: skip
     num = len(puzzles)
-    replies: dict[int, Reply] = {}
     solved_at: dict[int, int] = {}
-    num_right = np.zeros(num, np.int64)
-    num_steps, started = 0, time.perf_counter()
+    num_right, num_tokens = np.zeros(num, np.int64), np.zeros(num, np.int64)
+    num_steps, wall_s = 0, 0.0
     for attempt in range(tries):
-        seen, wanted = _turned(puzzles, solutions, seed, attempt)
+        seen, wanted = _turned(puzzles, solutions, asked.seed, attempt)
         left = [i for i in range(num) if i not in solved_at]
         for start in range(0, len(left), _BATCH):
             batch = left[start : start + _BATCH]
-            if is_held:
-                params["pins"] = [_clue_pins(seen[i]) for i in batch]
-            found = engine.generate(
-                prompt_token_ids=encode_prompts(seen[batch]).tolist(), mode=mode, max_tokens=CANVAS_LENGTH,
-                seed=seed_of_try(seed, attempt), **params,
-            )  # fmt: skip
-            replies |= zip(batch, found, strict=True)
-            num_right[batch] = [num_cells_right(r.token_ids, wanted[i]) for i, r in zip(batch, found, strict=True)]
-            num_steps += sum(len(r.token_ids) if mode == "ar" else r.stats.num_denoise_steps for r in found)
-            solved_at |= {i: attempt for i in batch if is_solved(seen[i], decode_solution(replies[i].token_ids))}
+            work = partial(_canvases, engine, seen[batch], asked, attempt)
+            found = journal.once(f"{asked.mode} canvas {attempt} from {start}", work)
+            for i, token_ids in zip(batch, found["token_ids"], strict=True):
+                num_right[i], num_tokens[i] = num_cells_right(token_ids, wanted[i]), len(token_ids)
+                if is_solved(seen[i], decode_solution(token_ids)):
+                    solved_at[i] = attempt
+            num_steps, wall_s = num_steps + found["steps"], wall_s + found["wall_s"]
             if on_progress is not None:
                 is_last = attempt + 1 == tries
-                on_progress(mode, num - len(left) + start + len(batch) if is_last else len(solved_at))
-    wall_s = time.perf_counter() - started
+                on_progress(asked.mode, num - len(left) + start + len(batch) if is_last else len(solved_at))
     report: dict[str, Any] = {
         "solved": len(solved_at) / num,
         "cells": int(num_right.sum()) / (81 * num),
         "mean_steps": num_steps / num,
-        "tokens_per_s": sum(len(reply.token_ids) for reply in replies.values()) / wall_s,
+        "tokens_per_s": int(num_tokens.sum()) / wall_s,
         "wall_s": wall_s,
     }
     if tries > 1:
         counts = [sum(at <= attempt for at in solved_at.values()) for attempt in range(tries)]
         report["solved_by_try"] = [count / num for count in counts]
     return report
+
+
+def _canvases(engine: Engine, puzzles: Grids, asked: _Asked, attempt: int) -> Found:
+    """A canvas for each puzzle: token ids, denoise steps (tokens in ar mode) and seconds of all."""
+    started = time.perf_counter()
+    params = {**asked.params, "pins": [_clue_pins(puzzle) for puzzle in puzzles]} if asked.is_held else asked.params
+    replies = engine.generate(
+        prompt_token_ids=encode_prompts(puzzles).tolist(), mode=asked.mode, max_tokens=CANVAS_LENGTH,
+        seed=seed_of_try(asked.seed, attempt), **params,
+    )  # fmt: skip
+    return {
+        "token_ids": [list(map(int, reply.token_ids)) for reply in replies],
+        "steps": sum(len(r.token_ids) if asked.mode == "ar" else r.stats.num_denoise_steps for r in replies),
+        "wall_s": time.perf_counter() - started,
+    }
 
 
 def _turned(puzzles: Grids, solutions: Grids, seed: int, attempt: int) -> tuple[Grids, Grids]:

@@ -10,6 +10,7 @@ from presswork.cli.model import open_engine
 from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption
 from presswork.cli.output import print_columns, print_facts, print_json
 from presswork.cli.progress import counting_bar
+from presswork.cli.verbs.eval.journal import JournalOption, journal_of
 from presswork.cli.verbs.eval.modes import chosen_modes
 from presswork.engine.engine import Engine
 from presswork.engine.params import Mode
@@ -18,6 +19,7 @@ from presswork.errors import RequestError
 from presswork.tasks.code import evaluate as judge
 from presswork.tasks.code.evaluate import Way
 from presswork.tasks.code.human_eval import InfillTask, infill_tasks
+from presswork.tasks.journal import Journal
 from presswork.weights.hub import DEFAULT_MODEL
 
 
@@ -45,6 +47,7 @@ def code(
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "both",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
+    journal: JournalOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fill missing lines of HumanEval, write functions, and take the loss on held-out documents.
@@ -69,11 +72,14 @@ def code(
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
     started = time.perf_counter()
     report: dict[str, Any] = {"model": model, "seed": seed}
-    if tasks:
-        ways: list[Way] = [*modes, "gaps"] if gaps else [*modes]
-        report["infill"] = {way: _infill(engine, tasks, seed, way, sampling) for way in ways}
-    if functions:
-        report["functions"] = {name: _functions(engine, functions, seed, name, sampling, best_of) for name in modes}
+    with journal_of(context, engine, journal) as kept:
+        if tasks:
+            ways: list[Way] = [*modes, "gaps"] if gaps else [*modes]
+            report["infill"] = {way: _infill(engine, tasks, seed, way, sampling, kept) for way in ways}
+        if functions:
+            report["functions"] = {
+                name: _functions(engine, functions, seed, name, sampling, best_of, kept) for name in modes
+            }
     if validation is not None:
         report["validation"] = _validation(engine, validation, seed)
     report["wall_s"] = time.perf_counter() - started
@@ -83,18 +89,22 @@ def code(
         _print_code(report)
 
 
-def _infill(engine: Engine, tasks: list[InfillTask], seed: int, way: Way, sampling: dict[str, Any]) -> dict[str, Any]:
+def _infill(
+    engine: Engine, tasks: list[InfillTask], seed: int, way: Way, sampling: dict[str, Any], journal: Journal
+) -> dict[str, Any]:
     with counting_bar(f"missing lines ({way})", len(tasks)) as count:
         given = {} if way == "ar" else sampling
-        return judge.evaluate_infill(engine, tasks, seed, way=way, on_progress=count, **given)
+        return judge.evaluate_infill(engine, tasks, seed, way=way, on_progress=count, journal=journal, **given)
 
 
 def _functions(
-    engine: Engine, num: int, seed: int, mode: Mode, sampling: dict[str, Any], best_of: int
+    engine: Engine, num: int, seed: int, mode: Mode, sampling: dict[str, Any], best_of: int, journal: Journal
 ) -> dict[str, Any]:
     with counting_bar(f"functions ({mode})", num) as count:
         given = {} if mode == "ar" else sampling
-        return judge.evaluate_functions(engine, num, seed, mode=mode, best_of=best_of, on_progress=count, **given)
+        return judge.evaluate_functions(
+            engine, num, seed, mode=mode, best_of=best_of, on_progress=count, journal=journal, **given
+        )
 
 
 def _validation(engine: Engine, path: Path, seed: int) -> dict[str, Any]:

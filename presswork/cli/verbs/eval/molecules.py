@@ -10,6 +10,7 @@ from presswork.cli.model import open_engine
 from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption
 from presswork.cli.output import note, print_facts, print_json
 from presswork.cli.progress import counting_bar
+from presswork.cli.verbs.eval.journal import JournalOption, journal_of
 from presswork.cli.verbs.eval.modes import chosen_modes
 from presswork.errors import RequestError
 
@@ -33,6 +34,7 @@ def molecules(
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "diffusion",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
+    journal: JournalOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Generate molecules from nothing and let RDKit judge them, as MOSES counts.
@@ -64,11 +66,15 @@ def molecules(
     parts = {}
     for name in modes:
         given = {**(sampling if name == "diffusion" else {}), **kept, "best_of": best_of}
-        with counting_bar(f"writing molecules ({name})", num) as count:
+        with (
+            journal_of(context, engine, journal) as kept_parts,
+            counting_bar(f"writing molecules ({name})", num) as count,
+        ):
+            given |= {"on_progress": count, "journal": kept_parts}
             if scaffold is not None:
-                parts[name] = evaluate_scaffold(engine, scaffold, num, seed, on_progress=count, **given)
+                parts[name] = evaluate_scaffold(engine, scaffold, num, seed, **given)
             else:
-                parts[name] = judge(engine, num, seed, mode=name, known=known, on_progress=count, **given)
+                parts[name] = judge(engine, num, seed, mode=name, known=known, **given)
     if as_json:
         print_json({"model": model, **parts[modes[0]], **({"ar": parts["ar"]} if len(modes) > 1 else {})})
     else:

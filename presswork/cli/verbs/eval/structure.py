@@ -8,6 +8,7 @@ from presswork.cli.model import open_engine
 from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption
 from presswork.cli.output import note, print_columns, print_json
 from presswork.cli.progress import counting_bar
+from presswork.cli.verbs.eval.journal import JournalOption, journal_of
 from presswork.cli.verbs.eval.modes import chosen_modes
 from presswork.engine.params import Mode
 from presswork.weights.hub import DEFAULT_MODEL
@@ -37,6 +38,7 @@ def structure(
     mode: Annotated[str, typer.Option(metavar="both|diffusion|ar", help="What to run.")] = "diffusion",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
+    journal: JournalOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Keep replies to random languages, in 1 to 16 steps, and let independent libraries judge them.
@@ -64,10 +66,10 @@ def structure(
         ways["free"] = (modes[0], True)
     parts = {}
     for name, (own, is_free) in ways.items():
-        with counting_bar(f"writing ({name})", len(tasks)) as count:
+        with journal_of(context, engine, journal) as kept, counting_bar(f"writing ({name})", len(tasks)) as count:
             parts[name] = evaluate(
-                engine, tasks, seed, mode=own, budgets=budgets, is_free=is_free, on_progress=count
-            )  # fmt: skip
+                engine, tasks, seed, mode=own, budgets=budgets, is_free=is_free, on_progress=count, journal=kept
+            )
     if free:
         parts["free"]["invalid"] = parts["free"]["invalid"][:_SHOWN]
     if as_json:

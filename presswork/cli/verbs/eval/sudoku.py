@@ -10,6 +10,7 @@ from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOp
 from presswork.cli.output import note, print_columns, print_json
 from presswork.cli.progress import progress_bar
 from presswork.cli.sudoku import is_sudoku
+from presswork.cli.verbs.eval.journal import JournalOption, journal_of
 from presswork.cli.verbs.eval.modes import chosen_modes
 from presswork.engine.params import Mode
 from presswork.errors import UnsupportedError
@@ -40,6 +41,7 @@ def sudoku(
     model: ModelOption = "sudoku",
     device: DeviceOption = "cpu",
     dtype: DtypeOption = None,
+    journal: JournalOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Solve puzzles with one solution each, drawn from the seed or read from a file.
@@ -63,7 +65,10 @@ def sudoku(
         raise UnsupportedError(f"{model} does not read puzzles; give a model with the Sudoku vocabulary")
     if puzzles is None:
         grids, solutions = generate(num or _NUM, seed, wanted)
-    with progress_bar("solving", len(modes) * len(grids)) as advance:
+    with (
+        journal_of(context, engine, journal) as kept,
+        progress_bar("solving", len(modes) * len(grids)) as advance,
+    ):
         done = {"diffusion": 0, "ar": 0}
 
         def on_progress(of: Mode, count: int) -> None:
@@ -72,7 +77,7 @@ def sudoku(
 
         report = evaluate_puzzles(
             engine, grids, solutions, seed, with_diffusion=mode != "ar", with_ar=mode != "diffusion",
-            tries=tries, is_kept=is_kept, is_held=is_held, on_progress=on_progress, **sampling,
+            tries=tries, is_kept=is_kept, is_held=is_held, on_progress=on_progress, journal=kept, **sampling,
         )  # fmt: skip
     source = {"clues": str(wanted)} if puzzles is None else {"puzzles": str(puzzles)}
     form = {"held": True} if is_held else {"kept": True} if is_kept else {}
