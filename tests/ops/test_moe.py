@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from presswork.errors import RequestError
-from presswork.ops.moe import mix_experts, mix_experts_dense, route
+from presswork.ops.moe import Factors, mix_adapted_experts, mix_experts, mix_experts_dense, route
 from tests.ops.closeness import DTYPES, assert_close, random
 
 EPS = 1e-6
@@ -110,6 +110,59 @@ def test_bfloat16_is_no_further_from_the_definition_than_the_reference(size: tup
     assert error["fast"] <= 1.3 * error["reference"] + 1e-9
     dense = mix_experts_dense(*arguments)
     assert (dense.double() - expected).square().mean() <= 3 * error["reference"] + 1e-9
+
+
+def draw_factors(size: tuple[int, ...], dtype: torch.dtype, rank: int) -> tuple[Factors, Factors]:
+    """Those of gate_up and of down, as large as the weights themselves."""
+    _, width, num, _, inner = size
+
+    def draw_one(rows: int, columns: int, seed: int) -> Factors:
+        a = random(num, rank, columns, seed=seed) / columns**0.5
+        return a.to(dtype), (random(num, rows, rank, seed=seed + 1) / rank**0.5).to(dtype), 1.5
+
+    return draw_one(2 * inner, width, 11), draw_one(width, inner, 21)
+
+
+def added(weight: Tensor, factors: Factors | None) -> Tensor:
+    """The experts' weights with what their factors add, in float64."""
+    return (
+        weight.double() if factors is None else weight.double() + factors[2] * factors[1].double() @ factors[0].double()
+    )
+
+
+@pytest.mark.parametrize("rank", [3, 32])
+@pytest.mark.parametrize("which", ["both", "gate_up", "down"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_factors_are_added_to_the_experts_weights(size: tuple[int, ...], which: str, rank: int) -> None:
+    h, weights, experts, gate_up, down = draw(size, torch.float32)
+    wide, narrow = draw_factors(size, torch.float32, rank)
+    factors = (wide if which != "down" else None, narrow if which != "gate_up" else None)
+    expected = exact(h, weights, experts, added(gate_up, factors[0]), added(down, factors[1]))
+    for impl in ("fast", "reference"):
+        found = mix_adapted_experts(h, weights, experts, gate_up, down, *factors, impl=impl)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [size for size in SIZES if size[0]], ids=str)
+def test_bfloat16_factors_are_no_further_from_the_definition_than_the_reference(size: tuple[int, ...]) -> None:
+    arguments, factors = draw(size, torch.bfloat16), draw_factors(size, torch.bfloat16, 32)
+    h, weights, experts, *matrices = arguments
+    expected = exact(h, weights, experts, *(added(w, f) for w, f in zip(matrices, factors, strict=True)))
+    error = {
+        impl: (mix_adapted_experts(*arguments, *factors, impl=impl).double() - expected).square().mean()
+        for impl in ("fast", "reference")
+    }
+    assert error["fast"] <= 1.3 * error["reference"] + 1e-9
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_under_factors_does_not_depend_on_its_company(dtype: torch.dtype) -> None:
+    size = (60, 64, 8, 2, 32)
+    (h, weights, experts, *matrices), factors = draw(size, dtype), draw_factors(size, dtype, 32)
+    together = mix_adapted_experts(h, weights, experts, *matrices, *factors)
+    for rows in (slice(0, 1), slice(5, 9), slice(11, 44)):
+        alone = mix_adapted_experts(h[rows], weights[rows], experts[rows], *matrices, *factors)
+        assert torch.equal(alone, together[rows])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

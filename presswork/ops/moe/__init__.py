@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from presswork.ops.choice import Impl, takes_fast
-from presswork.ops.moe import fast, reference, router
-from presswork.ops.moe.adapted import Factors, mix_adapted_experts
+from presswork.ops.moe import adapted, adapted_fast, fast, reference, router
+from presswork.ops.moe.adapted import Factors
 from presswork.ops.moe.dense import mix_experts_dense
 from presswork.ops.moe.reference import router_probabilities
 
@@ -64,3 +64,32 @@ def mix_experts(
     if not records_weights and takes_fast(impl, h, gate_up, down):
         return fast.mix_experts(h, weights, experts, gate_up, down)
     return reference.mix_experts(h, weights, experts, gate_up, down)
+
+
+def mix_adapted_experts(
+    h: Float[Tensor, "N D"],
+    weights: Float[Tensor, "N k"],
+    experts: Int[Tensor, "N k"],
+    gate_up: Float[Tensor, "E F2 D"],
+    down: Float[Tensor, "E D f"],
+    gate_up_factors: Factors | None,
+    down_factors: Factors | None,
+    impl: Impl = "auto",
+) -> Float[Tensor, "N D"]:
+    """`mix_experts` with what low-rank factors add to gate_up and down, which is not formed; pure.
+
+    Args:
+        impl: "auto" takes the CPU twin where it can, see presswork.ops.choice.
+
+    Raises:
+        ConfigError: an unknown impl, or "fast" for tensors it cannot take.
+        RequestError: an expert id that does not exist.
+    """
+    factors = [part for own in (gate_up_factors, down_factors) if own is not None for part in own[:2]]
+    records_weights = torch.is_grad_enabled() and weights.requires_grad
+    if not records_weights and takes_fast(impl, h, gate_up, down, *factors):
+        chosen = adapted_fast
+        h, weights, experts = h.contiguous(), weights.float().contiguous(), experts.contiguous()
+    else:
+        chosen = adapted
+    return chosen.mix_adapted_experts(h, weights, experts, gate_up, down, gate_up_factors, down_factors)

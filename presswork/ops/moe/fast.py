@@ -164,10 +164,14 @@ def _unknown_expert(num_experts: int) -> RequestError:
     return RequestError(f"expert ids must lie in 0..{num_experts - 1}, got others; route() gives such ids")
 
 
-def _mix_products(h: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def gathered_by_expert(h: Tensor, experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[tuple[int, slice]]]:
+    """(rows sorted by expert, each pair's place among them, spans of at most 256 rows that have an expert in common).
+
+    A span may reach into the rows of the next expert's, which follow it.
+    """
     num_rows, inner = h.shape
     top_k, is_bf16 = experts.shape[1], h.element_size() == 2
-    starts, counts, places, total = _sorted_pairs(experts, gate_up.shape[0], products.MIN_ROWS)
+    starts, counts, places, total = _sorted_pairs(experts, num_experts, products.MIN_ROWS)
     spans = [
         (expert, slice(start + rows.start, start + rows.stop))
         for expert, (start, count) in enumerate(zip(starts.tolist(), counts.tolist(), strict=True))
@@ -175,22 +179,35 @@ def _mix_products(h: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, 
         for rows in _blocks(count, is_bf16)
     ]
     total = max(total, spans[-1][1].stop) if spans else total
-    gathered, wide = h.new_zeros(total, inner), h.new_empty(total, gate_up.shape[1])
+    gathered = h.new_zeros(total, inner)
     _gather(
-        h.data_ptr(), h.element_size() * h.stride(0), places.data_ptr(), places.shape[0], top_k, inner, is_bf16,
+        h.data_ptr(), h.element_size() * h.stride(0), places.data_ptr(), num_rows * top_k, top_k, inner, is_bf16,
         gathered.data_ptr(),
     )  # fmt: skip
+    return gathered, places, spans
+
+
+def combined(results: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Each row's weighted sum of its pairs' results."""
+    (num_rows, top_k), inner = weights.shape, results.shape[1]
+    out = results.new_empty(num_rows, inner)
+    _combine(
+        results.data_ptr(), places.data_ptr(), weights.data_ptr(), num_rows, top_k, inner, results.element_size() == 2,
+        out.data_ptr(),
+    )  # fmt: skip
+    return out
+
+
+def _mix_products(h: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gathered, places, spans = gathered_by_expert(h, experts, gate_up.shape[0])
+    wide = h.new_empty(gathered.shape[0], gate_up.shape[1])
     # What a span writes behind its expert's rows is the next one's, who writes it again.
     for expert, rows in spans:
         torch.mm(gathered[rows], gate_up[expert].T, out=wide[rows])
     activated, results = gated_gelu(wide), gathered
     for expert, rows in spans:
         torch.mm(activated[rows], down[expert].T, out=results[rows])
-    out = h.new_empty(num_rows, inner)
-    _combine(
-        results.data_ptr(), places.data_ptr(), weights.data_ptr(), num_rows, top_k, inner, is_bf16, out.data_ptr()
-    )  # fmt: skip
-    return out
+    return combined(results, places, weights)
 
 
 def _blocks(count: int, is_bf16: bool) -> list[slice]:
