@@ -23,6 +23,9 @@ TextsArgument = Annotated[
     list[Path], typer.Argument(help='Texts: a file is one, a line {"text": "..."} of a .jsonl file is one.')
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Step budget of a canvas; the checkpoint's by default.")]
+MaxTimeOption = Annotated[
+    float | None, typer.Option(help="Seconds after which what is there is taken.", min=0, show_default=False)
+]
 SeedOption = Annotated[int, typer.Option(help="The same seed gives the same text.", min=0)]
 DeviceOption = Annotated[str, typer.Option(help="Where the model runs: cpu or cuda.")]
 DtypeOption = Annotated[
@@ -68,6 +71,11 @@ def sampling_flags(verb: Callable[..., None]) -> Callable[..., None]:
     with_flags.__signature__ = signature.replace(parameters=own + flags)  # type: ignore[attr-defined]
     with_flags.__annotations__ = {parameter.name: parameter.annotation for parameter in own + flags}
     return with_flags
+
+
+def only_given(**sampling: Any) -> dict[str, Any]:
+    """The sampling parameters that were given; None is one that was not."""
+    return {name: value for name, value in sampling.items() if value is not None}
 
 
 def documented_arguments(docstring: str) -> dict[str, str]:

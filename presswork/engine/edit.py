@@ -143,7 +143,8 @@ def edit(
                 "edit a part of the text, or give no instruction"
             )
         for group in _windows(tokenizer, text, wanted, canvas):
-            _edit_window(engine, tokenizer, text, group, common, num_candidates, progress)
+            left = _time_left(common, started)
+            _edit_window(engine, tokenizer, text, group, left, num_candidates, progress)
     else:
         progress.pieces = [EditedSpan(start=a, stop=b, old=text[a:b], new=text[a:b], confidence=1.0) for a, b in wanted]
     return EditReply(
@@ -154,6 +155,13 @@ def edit(
         num_denoise_steps=progress.num_denoise_steps,
         wall_s=time.perf_counter() - started,
     )
+
+
+def _time_left(common: SamplingParams, started: float) -> SamplingParams:
+    """The parameters of one more window: `max_time` is for all of them."""
+    if common.max_time is None:
+        return common
+    return common.changed(max_time=max(0.0, common.max_time - (time.perf_counter() - started)))
 
 
 def _check(strength: object, max_changes: object, params: Mapping[str, Any]) -> None:

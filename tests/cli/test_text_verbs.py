@@ -114,11 +114,20 @@ def test_fill_indents_the_lines_of_python_files(capsys, folder, tmp_path):
     assert code and "--indent must be a number of spaces, auto or none, got 'much'" in err
 
 
+def num_steps(told: str) -> int:
+    found = re.search(r"(\d+) denoise steps", told)
+    assert found is not None
+    return int(found[1])
+
+
 def test_edit_prints_a_diff_and_writes_when_told(capsys, folder, file):
     ask = ("--model", folder, "--lines", "2", "--strength", 1, "--steps", 2)
     code, out, err = run(capsys, "edit", file, *ask)
     assert code == 0 and out.startswith("--- a/source.py\n+++ b/source.py\n") and "1 of 1 parts changed" in err
     assert file.read_text() == SOURCE
+    hurried = ("edit", file, "--model", folder, "--lines", "2", "--strength", 1, "--max-time", 0)
+    code, _, err = run(capsys, *hurried)
+    assert code == 0 and num_steps(err) < num_steps(run(capsys, *hurried[:-2])[2])
     code, out, _ = run(capsys, "edit", file, *ask, "--apply", "--json")
     found, lines = json.loads(out), SOURCE.splitlines()
     assert code == 0 and found["text"] == file.read_bytes().decode() != SOURCE

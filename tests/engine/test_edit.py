@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from presswork.engine import edit as edit_module
 from presswork.engine.borders import opening
 from presswork.engine.changes import changes_between, mean_over
 from presswork.engine.edit import EditReply, _windows, checked_spans
@@ -248,3 +249,23 @@ def test_a_diff_is_a_patch_whatever_separators_a_text_has(engine):
     )
     lines = reply.diff().split("\n")
     assert lines[3:] == [" a\x0cb", "-c\u2028d\r", "+C\r", " e", "\\ No newline at end of file", ""]
+
+
+def test_the_time_of_an_edit_is_for_all_of_its_windows(engine, monkeypatch):
+    given = []
+    ask_rewrite = edit_module.rewrite
+
+    def spied(engine, tokenizer, window, common, **more):
+        given.append(common.max_time)
+        return ask_rewrite(engine, tokenizer, window, common, **more)
+
+    monkeypatch.setattr(edit_module, "rewrite", spied)
+    many = SOURCE * 3
+    free, limited = edit(engine, many, strength=1.0), edit(engine, many, strength=1.0, max_time=0)
+    assert_kept(limited, many, [(0, len(many))])
+    assert limited.num_denoise_steps < free.num_denoise_steps
+    half = len(given) // 2
+    assert given == [None] * half + [0.0] * half and half > 2
+    given.clear()
+    edit(engine, many, strength=1.0, max_time=3600.0)
+    assert given[0] <= 3600.0 and given == sorted(given, reverse=True) and len(set(given)) == half

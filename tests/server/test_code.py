@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 
@@ -170,6 +171,27 @@ def test_a_next_edit_rewrites_the_region_alone(served):
     same = {"messages": [{"role": "user", "content": NEXT_EDIT}], "strength": 0}
     content = post(served, "/v1/edit/completions", same).json()["choices"][0]["message"]["content"]
     assert content == "```\ndef add(a, b):\n    return a\n```"
+
+
+def test_gaps_and_edits_keep_to_the_time_they_are_given(served):
+    fill = {"texts": ["def add(a, ", "):\n    return ", "\n"]}
+    edit = {"text": "def add(a, b):\n    return a\n", "strength": 1.0}
+
+    def num_steps(**more):
+        filled = post(served, "/v1/canvas/fill", {**fill, **more}).json()
+        assert re.fullmatch(r"def add\(a, (?s:.*)\):\n    return (?s:.*)\n", filled["text"])
+        edited = post(served, "/v1/canvas/edit", {**edit, **more}).json()
+        return sum(one["denoise_steps"] for one in filled["candidates"]), edited["denoise_steps"]
+
+    free, hurried = num_steps(), num_steps(max_time=0)
+    assert hurried[0] < free[0] and hurried[1] < free[1]
+    message = {"messages": [{"role": "user", "content": NEXT_EDIT}]}
+    for path, body in (
+        ("/v1/edit/completions", message), ("/v1/apply", {"initialCode": "a", "editSnippet": "b"})
+    ):  # fmt: skip
+        assert post(served, path, {**body, "max_time": 0}).status_code == 200
+        refused = post(served, path, {**body, "max_time": -1})
+        assert refused.status_code == 400 and "max_time" in refused.text
 
 
 def test_a_next_edit_message_is_taken_apart():

@@ -3,13 +3,22 @@
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from presswork.cli.files import check_can_apply, read_text, write_atomically
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, SeedOption, StepsOption
+from presswork.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MaxTimeOption,
+    ModelOption,
+    SeedOption,
+    StepsOption,
+    only_given,
+)
 from presswork.cli.output import note, print_json, write_text
 from presswork.errors import RequestError
 from presswork.text.lines import split_lines, without_end
@@ -35,6 +44,7 @@ def edit(
         int | None, typer.Option(help="Tokens that may change, each for one other.", min=0, show_default=False)
     ] = None,
     steps: StepsOption = None,
+    max_time: MaxTimeOption = None,
     seed: SeedOption = 0,
     apply: Annotated[bool, typer.Option("--apply", help="Write the edited text back to the file.")] = False,
     device: DeviceOption = "cpu",
@@ -54,7 +64,7 @@ def edit(
     if apply:
         check_can_apply(file)
     spans = None if not lines else [span_of(text, given) for given in lines]
-    sampling: dict[str, Any] = {"seed": seed, **({} if steps is None else {"max_denoising_steps": steps})}
+    sampling = only_given(seed=seed, max_denoising_steps=steps, max_time=max_time)
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
     reply = engine.edit(text, instruction, spans=spans, strength=strength, max_changes=max_changes, **sampling)
     name = "text" if str(file) == "-" else file.name

@@ -1,14 +1,23 @@
 """`presswork fill`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from presswork.cli.constraint import constraint_of
 from presswork.cli.files import check_can_apply, read_text, write_atomically
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, SeedOption, StepsOption
+from presswork.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MaxTimeOption,
+    ModelOption,
+    SeedOption,
+    StepsOption,
+    only_given,
+)
 from presswork.cli.output import note, print_json, write_text
 from presswork.errors import RequestError
 from presswork.grammar.languages import TextLanguage
@@ -60,6 +69,7 @@ def fill(
         ),
     ] = None,
     steps: StepsOption = None,
+    max_time: MaxTimeOption = None,
     seed: SeedOption = 0,
     apply: Annotated[bool, typer.Option("--apply", help="Write the filled text back to the file.")] = False,
     device: DeviceOption = "cpu",
@@ -82,7 +92,7 @@ def fill(
     fixed = split_at(text, at, marker)
     gap = constraint_of(regex=regex, choice=choice)
     assert gap is None or isinstance(gap, TextLanguage)
-    sampling: dict[str, Any] = {"seed": seed, **({} if steps is None else {"max_denoising_steps": steps})}
+    sampling = only_given(seed=seed, max_denoising_steps=steps, max_time=max_time)
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
     spaces = _indent_of(indent, file, fixed) if gap is None else 0
     reply = engine.fill_gaps(

@@ -25,6 +25,7 @@ class FillRequest(Wire):
     seed: int = 0
     temperature: float | None = None
     max_denoising_steps: int | None = None
+    max_time: float | None = None
 
 
 class CanvasEditRequest(Wire):
@@ -40,6 +41,7 @@ class CanvasEditRequest(Wire):
     seed: int = 0
     temperature: float | None = None
     max_denoising_steps: int | None = None
+    max_time: float | None = None
 
 
 @router.post("/v1/canvas/fill")
@@ -95,4 +97,5 @@ async def edit(request: Request, body: CanvasEditRequest) -> dict[str, Any]:
 
 
 def _given(body: FillRequest | CanvasEditRequest) -> dict[str, Any]:
-    return bounded({"temperature": body.temperature, "max_denoising_steps": body.max_denoising_steps})
+    fields = ("temperature", "max_denoising_steps", "max_time")
+    return bounded({name: getattr(body, name) for name in fields})

@@ -93,6 +93,7 @@ class EditRequest(Wire):
     frequency_penalty: float | None = None
     seed: int | None = None
     strength: float | None = None
+    max_time: float | None = None
     stream: bool | None = None
 
 
@@ -105,6 +106,7 @@ class ApplyRequest(Wire):
     model: str | None = None
     strength: float | None = None
     seed: int | None = None
+    max_time: float | None = None
     stream: bool | None = None
     files: list[Any] | None = None
 
@@ -249,6 +251,7 @@ async def _edited(
                 presence_penalty=body.presence_penalty,
                 frequency_penalty=body.frequency_penalty,
                 strength=_EDIT_STRENGTH if body.strength is None else body.strength,
+                max_time=body.max_time,
             )
             text = await lease.run(edit, lease, params)
             text = await lease.read(until_stop, text, stops)
@@ -277,7 +280,7 @@ async def apply(request: Request, body: ApplyRequest) -> dict[str, Any]:
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
             strength = _EDIT_STRENGTH if body.strength is None else body.strength
-            params = _given(seed=body.seed, strength=strength)
+            params = _given(seed=body.seed, strength=strength, max_time=body.max_time)
             sketch = Sketch(body.initialCode, body.editSnippet)
             reply = await lease.run(_worked_in, lease, sketch, body.instruction, params)
             usage = await _counted_usage(request, lease, body.initialCode + body.editSnippet, reply.text)
