@@ -3,8 +3,8 @@
     python benchmarks/constrained_requests.py --runs 8
 
 The embedded `molecules` free and kept to the syntax of SMILES, in at most 64, 16 and 12 steps, judged by RDKit; the
-embedded `sudoku` on minimal puzzles free, kept to rows of digits, and with the clues held too. 64 requests at a time, of
-other seeds and puzzles in each run, which take turns; medians of seconds, means of steps and scores over all runs.
+embedded `sudoku` on minimal puzzles free, kept to rows of digits, and with the clues held too. 64 requests at a time,
+of other seeds and puzzles in each run, which take turns; medians of seconds, means of steps and scores over all runs.
 Writes benchmarks/results/constrained_requests.json.
 """
 
@@ -53,7 +53,7 @@ def sudoku_cases() -> dict[str, Case]:
     """Puzzles of about 24 clues."""
     engine, clues = load("sudoku"), parse_clues("minimal")
 
-    def case(**form: bool) -> Case:
+    def case(**form: Any) -> Case:
         def solve(run: int) -> tuple[float, float]:
             found = judge_puzzles(engine, NUM, clues, 1 + run, with_ar=False, **form)
             return found["mean_steps"], found["solved"]
