@@ -13,7 +13,7 @@ import numpy as np
 
 from presswork.ops.lanes import kernel
 
-_NOTHING = -(2**30)  # the power of no mass; so far below all others that sums of two do not reach them
+_NOTHING = -(2**60)  # the power of no mass; so far below all others that sums of two do not reach them
 _FAR = 1000
 _POWERS = np.ldexp(1.0, np.arange(-_FAR, 5))  # powers of two, from those that no sum shows
 _SURE = 2.0**-900  # sums of at least this lose nothing to terms that are too small for float64

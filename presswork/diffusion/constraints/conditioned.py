@@ -54,7 +54,7 @@ def condition(
     in_groups, group_top, group_best = _of_groups(groups, classes, top)
     reached = np.zeros((length + 1, num_states), bool)
     kernels.reachable(in_groups[0] > 0, *edges, state, reached)
-    behind = np.empty((length + 1, num_states)), np.empty((length + 1, num_states), np.int32)
+    behind = np.empty((length + 1, num_states)), np.empty((length + 1, num_states), np.int64)
     value, choice = np.empty((length + 1, num_states)), np.empty((length, num_states), np.uint32)
     for rows, last in zip(behind, _split(final[None]), strict=True):
         rows[length] = last[0]
@@ -80,7 +80,7 @@ def _unsigned(ids: np.ndarray) -> np.ndarray:
 
 def _split(log_mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Masses as numbers and powers of two."""
-    found = np.empty(log_mass.shape), np.empty(log_mass.shape, np.int32)
+    found = np.empty(log_mass.shape), np.empty(log_mass.shape, np.int64)
     kernels.split(log_mass, *found)
     return found
 
@@ -90,7 +90,7 @@ def _of_groups(
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
     """(masses as numbers and powers, largest logit, the class that has it) of each group at each position."""
     shape = (len(top), len(groups[0]) - 1)
-    masses = np.empty(shape), np.empty(shape, np.int32)
+    masses = np.empty(shape), np.empty(shape, np.int64)
     found = np.empty(shape, np.float32), np.empty(shape, np.int32)
     kernels.of_groups(*classes, top, *groups, *masses, *found)
     return masses, *found

@@ -130,7 +130,7 @@ def test_masses_and_marginals_are_those_of_all_canvases_written_out(seed: int, t
     assert found.best.tolist() == automaton.class_of[best].tolist()
 
 
-@pytest.mark.parametrize("spread", [1.0, 400.0])
+@pytest.mark.parametrize("spread", [1.0, 400.0, 1e9])
 @pytest.mark.parametrize("seed", range(6))
 def test_compiled_recursions_are_the_plain_ones_over_long_canvases_and_wide_ranges(seed: int, spread: float) -> None:
     _, automaton, z = made(seed, 30, spread)
@@ -141,7 +141,9 @@ def test_compiled_recursions_are_the_plain_ones_over_long_canvases_and_wide_rang
         pytest.skip("this language has no text of 30 tokens or fewer")
     found = conditioned(automaton, z)
     assert found.log_mass == pytest.approx(expected, rel=1e-12, abs=1e-9)
-    np.testing.assert_allclose(found.weights, reference.class_weights(mass, listed, 0, final), atol=1e-9, rtol=0)
+    # Logarithms of 10^10 have no more digits behind the point; temperatures near 0 make such ones.
+    atol = 1e-4 if spread > 1e6 else 1e-9
+    np.testing.assert_allclose(found.weights, reference.class_weights(mass, listed, 0, final), atol=atol, rtol=0)
     assert found.best.tolist() == reference.best_path(top, listed, 0, final)[1]
 
 
