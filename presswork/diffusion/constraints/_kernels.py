@@ -1,7 +1,8 @@
 """Compiled recursions over a canvas, by groups of classes. L canvas, S states, C classes, G groups, E edges.
 
-A mass is a number x in [1/2, 1) and a power of two k, so sums over a canvas neither leave the range of float64 nor take
-a logarithm an edge; no mass is x = 0. Only states that can be reached at a position are visited there.
+A mass is a number x in [1, 2) and a power of two k, so sums over a canvas neither leave the range of float64 nor take
+a logarithm an edge; no mass is x = 0 and k = -inf. Powers are float64 too: temperatures near 0 make larger ones than
+int64 holds, of which x is 1. Only states that can be reached at a position are visited there.
 
 Arrays of indices are unsigned: for signed ones numba looks at every element whether it counts from the end, which takes
 almost half of the time.
@@ -13,29 +14,47 @@ import numpy as np
 
 from presswork.ops.lanes import kernel
 
-_NOTHING = -(2**60)  # the power of no mass; so far below all others that sums of two do not reach them
-_FAR = 1000
-_POWERS = np.ldexp(1.0, np.arange(-_FAR, 5))  # powers of two, from those that no sum shows
+_FAR, _MOST = 1000, 1
+_POWERS = np.ldexp(1.0, np.arange(-_FAR, _MOST + 1))  # powers of two, from those that no sum shows
 _SURE = 2.0**-900  # sums of at least this lose nothing to terms that are too small for float64
+_WHOLE = -(2.0**50)  # powers above this are whole numbers, and so are their sums
 _NEGLIGIBLE = 2.0**-66  # probabilities below this are less than a float64 sum shows
 
 
 @kernel()
 def _power(k):
-    """2^k, where k is at most 4; 0 where it is so small that no sum shows it."""
-    return _POWERS[k + _FAR] if k > -_FAR else 0.0
+    """2^k; 0 where k is so small that no sum shows it, or NaN. Above 2, which only rounding makes it, that."""
+    if not k > -_FAR:
+        return 0.0
+    return _POWERS[np.uint64(np.int64(k) + _FAR)] if k <= _MOST else _POWERS[-1]
+
+
+@kernel()
+def _split(total):
+    """(number in [1, 2), power of two) of a sum; 0 stays 0."""
+    number, power = math.frexp(total)
+    return 2.0 * number, power - 1.0
 
 
 @kernel()
 def split(log_mass, x, k):
-    """Write exp(log_mass) as numbers and powers of two, element by element of two dimensions."""
+    """Write exp(log_mass) as numbers and powers of two, element by element of two dimensions.
+
+    Returns the sum of what each row was lessened by, its largest log-mass.
+    """
+    shift = 0.0
     for i in range(log_mass.shape[0]):
+        largest = -np.inf
         for j in range(log_mass.shape[1]):
-            x[i, j], k[i, j] = 0.0, _NOTHING
+            largest = max(largest, log_mass[i, j])
+        shift += largest
+        for j in range(log_mass.shape[1]):
+            x[i, j], k[i, j] = 0.0, -np.inf
             if log_mass[i, j] > -np.inf:
-                whole = math.floor(log_mass[i, j] / math.log(2.0))
-                x[i, j], more = math.frexp(math.exp(log_mass[i, j] - whole * math.log(2.0)))
-                k[i, j] = int(whole) + more
+                binary = (log_mass[i, j] - largest) / math.log(2.0)
+                k[i, j] = np.floor(binary)
+                x[i, j] = math.exp((binary - k[i, j]) * math.log(2.0))
+    return shift
 
 
 @kernel()
@@ -44,7 +63,7 @@ def of_groups(x, k, top, group_starts, group_classes, group_x, group_k, group_to
     for i in range(len(x)):
         for g in range(len(group_starts) - 1):
             first, stop = group_starts[g], group_starts[g + 1]
-            highest, best, best_top = _NOTHING, group_classes[first], -np.inf
+            highest, best, best_top = -np.inf, group_classes[first], -np.inf
             for member in range(first, stop):
                 c = group_classes[member]
                 highest = max(highest, k[i, c])
@@ -54,7 +73,7 @@ def of_groups(x, k, top, group_starts, group_classes, group_x, group_k, group_to
             for member in range(first, stop):
                 c = group_classes[member]
                 total += x[i, c] * _power(k[i, c] - highest)
-            group_x[i, g], more = math.frexp(total)
+            group_x[i, g], more = _split(total)
             group_k[i, g], group_top[i, g], group_best[i, g] = highest + more, best_top, best
 
 
@@ -87,14 +106,14 @@ def _scaled(x, k, plain):
 @kernel()
 def _exact_sum(first, stop, edge_group, edge_to, group_x, group_k, next_x, next_k):
     """Mass of what may follow a state, as (x, k), by the largest of its own terms."""
-    highest, total = 2 * _NOTHING, 0.0
+    highest, total = -np.inf, 0.0
     for e in range(first, stop):
         highest = max(highest, group_k[edge_group[e]] + next_k[edge_to[e]])
     for e in range(first, stop):
         g, to = edge_group[e], edge_to[e]
         total += group_x[g] * next_x[to] * _power(group_k[g] + next_k[to] - highest)
-    found, more = math.frexp(total)
-    return found, highest + more if total > 0.0 else _NOTHING
+    found, more = _split(total)
+    return found, highest + more
 
 
 @kernel()
@@ -108,8 +127,9 @@ def backward(group_x, group_k, group_top, edge_starts, edge_group, edge_to, reac
     of_group, of_state = np.empty(group_x.shape[1]), np.empty(num_states)
     for i in range(length - 1, -1, -1):
         unit = _scaled(group_x[i], group_k[i], of_group) + _scaled(behind_x[i + 1], behind_k[i + 1], of_state)
+        least = _SURE if unit > _WHOLE else np.inf
         for state in range(num_states):
-            behind_x[i, state], behind_k[i, state], value[i, state] = 0.0, _NOTHING, -np.inf
+            behind_x[i, state], behind_k[i, state], value[i, state] = 0.0, -np.inf, -np.inf
             if not reached[i, state]:
                 continue
             first, stop = edge_starts[state], edge_starts[state + 1]
@@ -121,8 +141,8 @@ def backward(group_x, group_k, group_top, edge_starts, edge_group, edge_to, reac
                 if offered > best:
                     best, edge = offered, e
             value[i, state], choice[i, state] = best, edge
-            if total >= _SURE:
-                behind_x[i, state], more = math.frexp(total)
+            if total >= least:
+                behind_x[i, state], more = _split(total)
                 behind_k[i, state] = unit + more
             elif best > -np.inf:
                 behind_x[i, state], behind_k[i, state] = _exact_sum(
@@ -141,7 +161,7 @@ def forward(
     """
     length, num_states = len(group_x), behind_x.shape[1]
     here, ahead = np.zeros(num_states), np.zeros(num_states)
-    of_group = np.empty(group_x.shape[1])
+    of_group, of_edge = np.empty(group_x.shape[1]), np.empty(len(edge_to))
     here[start] = 1.0
     for i in range(length):
         of_group[:] = 0.0
@@ -149,12 +169,16 @@ def forward(
         for state in range(num_states):
             if here[state] < _NEGLIGIBLE:
                 continue
-            share, unit = here[state] / behind_x[i, state], behind_k[i, state]
+            unit, total = behind_k[i, state], 0.0
             for e in range(edge_starts[state], edge_starts[state + 1]):
                 g, to = edge_group[e], edge_to[e]
-                p = share * group_x[i, g] * behind_x[i + 1, to] * _power(group_k[i, g] + behind_k[i + 1, to] - unit)
-                ahead[to] += p
-                of_group[g] += p
+                of_edge[e] = group_x[i, g] * behind_x[i + 1, to] * _power(group_k[i, g] + behind_k[i + 1, to] - unit)
+                total += of_edge[e]
+            # That is what follows the state, but for what rounding of large powers makes of it.
+            for e in range(edge_starts[state], edge_starts[state + 1]):
+                p = here[state] * of_edge[e] / total
+                ahead[edge_to[e]] += p
+                of_group[edge_group[e]] += p
         here, ahead = ahead, here
         for g in range(len(of_group)):
             if of_group[g] > 0.0:

@@ -50,14 +50,13 @@ def condition(
     length, num_states = len(mass), len(final)
     edges = [_unsigned(ids) for ids in (automaton.edge_starts, automaton.edge_group, automaton.edge_to)]
     groups = [_unsigned(ids) for ids in (automaton.group_starts, automaton.group_classes)]
-    classes = _split(mass)
+    *classes, shift = _split(mass)
     in_groups, group_top, group_best = _of_groups(groups, classes, top)
     reached = np.zeros((length + 1, num_states), bool)
     kernels.reachable(in_groups[0] > 0, *edges, state, reached)
-    behind = np.empty((length + 1, num_states)), np.empty((length + 1, num_states), np.int64)
+    behind = np.empty((length + 1, num_states)), np.empty((length + 1, num_states))
     value, choice = np.empty((length + 1, num_states)), np.empty((length, num_states), np.uint32)
-    for rows, last in zip(behind, _split(final[None]), strict=True):
-        rows[length] = last[0]
+    behind[0][length], behind[1][length] = final > -np.inf, final
     value[length] = final
     kernels.backward(*in_groups, group_top, *edges, reached, *behind, value, choice)
     if not behind[0][0, state] > 0:
@@ -69,7 +68,7 @@ def condition(
     sampled, left = best.copy(), uniform.astype(np.float64)
     if not np.isnan(left).any():
         kernels.sample_path(*classes, *in_groups, *edges, *groups, state, *behind, left, sampled)
-    log_mass = math.log(behind[0][0, state]) + int(behind[1][0, state]) * math.log(2.0)
+    log_mass = shift + math.log(behind[0][0, state]) + behind[1][0, state] * math.log(2.0)
     return Conditioned(log_mass=log_mass, weights=weights, sampled=sampled, uniform=left, best=best)
 
 
@@ -78,19 +77,18 @@ def _unsigned(ids: np.ndarray) -> np.ndarray:
     return ids.view(np.uint32 if ids.itemsize == 4 else np.uint64)
 
 
-def _split(log_mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Masses as numbers and powers of two."""
-    found = np.empty(log_mass.shape), np.empty(log_mass.shape, np.int64)
-    kernels.split(log_mass, *found)
-    return found
+def _split(log_mass: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """(masses as numbers and powers of two, each row's in units of its largest; the log of all units together)."""
+    x, k = np.empty(log_mass.shape), np.empty(log_mass.shape)
+    return x, k, kernels.split(log_mass, x, k)
 
 
 def _of_groups(
-    groups: Sequence[np.ndarray], classes: tuple[np.ndarray, np.ndarray], top: np.ndarray
+    groups: Sequence[np.ndarray], classes: Sequence[np.ndarray], top: np.ndarray
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
     """(masses as numbers and powers, largest logit, the class that has it) of each group at each position."""
     shape = (len(top), len(groups[0]) - 1)
-    masses = np.empty(shape), np.empty(shape, np.int64)
+    masses = np.empty(shape), np.empty(shape)
     found = np.empty(shape, np.float32), np.empty(shape, np.int32)
     kernels.of_groups(*classes, top, *groups, *masses, *found)
     return masses, *found

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from presswork.ops.linear.fast import MIN_ROWS
 from presswork.ops.vocab_head import _kernels as kernels
 from presswork.ops.vocab_head._cuts import find_cut
 from presswork.ops.vocab_head._intrinsics import TURNED
@@ -121,6 +122,8 @@ class _Sweep:
         padded = -(-self.rows // TURNED) * TURNED
         self.hidden = torch.zeros(padded, self.width, dtype=self.dtype)
         self.hidden[: self.rows] = query.hidden.detach()
+        # Products of fewer rows take other kernels, with other last bits.
+        self.height = max(self.rows, MIN_ROWS)
         self.hidden_tall = self.hidden.T.contiguous()
         self._prepare_rows()
         self._prepare_totals()
@@ -178,7 +181,7 @@ class _Sweep:
         half = self.dtype == torch.bfloat16
         return _Workspace(
             tall=torch.empty(self.tile_width + 16 if half else 0, padded, dtype=self.dtype),
-            products=torch.empty(TURNED if half else rows, self.tile_width + _ROW_PADDING, dtype=self.dtype),
+            products=torch.empty(TURNED if half else self.height, self.tile_width + _ROW_PADDING, dtype=self.dtype),
             probs=torch.zeros(padded if soft else 1, self.tile_width, dtype=self.dtype),
             part=torch.empty(padded if soft else 0, self.source.shape[1], dtype=self.dtype),
             z=np.empty(self.tile_width, np.float32),
@@ -259,7 +262,7 @@ class _Sweep:
             # A third faster than hidden @ weights.T, transposition included: the small operand is the one repacked.
             torch.mm(weights, self.hidden_tall, out=space.tall[:width])
         else:
-            torch.mm(self.hidden[: self.rows], weights.T, out=space.products[: self.rows, :width])
+            torch.mm(self.hidden[: self.height], weights.T, out=space.products[: self.height, :width])
 
     def _merge(self, tile: int, done: "Future[_Workspace]") -> None:
         space = done.result()
