@@ -6,7 +6,7 @@ import numpy as np
 
 from presswork.config import require
 
-MAX_TEMPERATURE = 100.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 100.0  # logits over much less than that overflow float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +14,7 @@ class TemperatureSchedule:
     """Falls linearly from t_max in the first step towards t_min, which the last step stays one increment above.
 
     Args:
-        t_min, t_max: 0 <= t_min <= t_max, t_max above 0; equal ones are a constant temperature.
+        t_min, t_max: 0 <= t_min <= t_max, t_max at least 1e-6; equal ones are a constant temperature.
         num_steps: the step budget N.
     Source: tau(s) = t_min + (t_max - t_min) * s / N with s = N, N - 1, ..., 1, in float32.
     """
@@ -28,7 +28,7 @@ class TemperatureSchedule:
             isinstance(self.num_steps, int) and self.num_steps >= 1,
             f"max_denoising_steps must be a positive integer, got {self.num_steps!r}",
         )
-        require(self.t_max > 0, f"t_max must be above 0, got {self.t_max}")
+        require(self.t_max >= MIN_TEMPERATURE, f"t_max must be at least {MIN_TEMPERATURE:g}, got {self.t_max}")
         require(0 <= self.t_min <= self.t_max, f"t_min must lie in [0, t_max={self.t_max}], got {self.t_min}")
         require(self.t_max <= MAX_TEMPERATURE, f"t_max must be at most {MAX_TEMPERATURE:g}, got {self.t_max}")
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from presswork.diffusion.accept import AcceptRule, ConfidenceRule, EntropyBoundRule
 from presswork.diffusion.sampler import DiffusionRules
-from presswork.diffusion.schedule import TemperatureSchedule
+from presswork.diffusion.schedule import MIN_TEMPERATURE, TemperatureSchedule
 from presswork.diffusion.stopping import StableAndConfidentRule
 from presswork.errors import ConfigError, RequestError
 from presswork.grammar.languages import Language
@@ -19,8 +19,7 @@ CHECKPOINT_FIELDS = (
 """What a checkpoint may have its own defaults of."""
 
 _MAX_ID = 2**31 - 1
-# Logits over less than this overflow float32.
-_MIN_TEMPERATURE = 1e-6
+_MIN_PENALTY = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +117,7 @@ class SamplingParams:
         _check_count("logprobs", self.logprobs, 0, 20, optional=True)
         _check_real("temperature", self.temperature, 0.0, 100.0)
         _check_real("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _check_real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _check_real("repetition_penalty", self.repetition_penalty, _MIN_PENALTY, 100.0)
         _check_real("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _check_real("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
@@ -139,8 +138,8 @@ class SamplingParams:
             raise RequestError(
                 f"pins reach position {self.pins[-1][0]}, but max_tokens is {self.max_tokens}; positions count from 0"
             )
-        if 0 < self.temperature < _MIN_TEMPERATURE:
-            raise RequestError(f"temperature must be 0 or at least {_MIN_TEMPERATURE:g}, got {self.temperature!r}")
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise RequestError(f"temperature must be 0 or at least {MIN_TEMPERATURE:g}, got {self.temperature!r}")
         if self.constraint is not None:
             self._check_constraint()
         self._check_ar()

@@ -92,7 +92,7 @@ def test_confident_means_strictly_below() -> None:
     [
         (lambda: TemperatureSchedule(num_steps=0), "max_denoising_steps must be a positive integer, got 0"),
         (lambda: TemperatureSchedule(num_steps=4, t_min=0.81, t_max=0.8), "t_min must lie in"),
-        (lambda: TemperatureSchedule(num_steps=4, t_min=0.0, t_max=0.0), "t_max must be above 0"),
+        (lambda: TemperatureSchedule(num_steps=4, t_min=0.0, t_max=0.0), "t_max must be at least 1e-06"),
         (lambda: EntropyBoundRule(0.0), "entropy_bound must be above 0"),
         (lambda: ConfidenceRule(1.5), "accept_threshold must lie in"),
         (lambda: StableAndConfidentRule(stability_threshold=-1), "stability_threshold must be an integer"),
