@@ -144,7 +144,10 @@ def edit(
             )
         for group in _windows(tokenizer, text, wanted, canvas):
             left = _time_left(common, started)
-            _edit_window(engine, tokenizer, text, group, left, num_candidates, progress)
+            if left is not None and left <= 0:
+                progress.changes_left = 0  # what has no time left stays as it is
+            own = common if left is None else common.changed(max_time=max(left, 0.0))
+            _edit_window(engine, tokenizer, text, group, own, num_candidates, progress)
     else:
         progress.pieces = [EditedSpan(start=a, stop=b, old=text[a:b], new=text[a:b], confidence=1.0) for a, b in wanted]
     return EditReply(
@@ -157,11 +160,9 @@ def edit(
     )
 
 
-def _time_left(common: SamplingParams, started: float) -> SamplingParams:
-    """The parameters of one more window: `max_time` is for all of them."""
-    if common.max_time is None:
-        return common
-    return common.changed(max_time=max(0.0, common.max_time - (time.perf_counter() - started)))
+def _time_left(common: SamplingParams, started: float) -> float | None:
+    """Seconds that are left for further windows; None is any number. `max_time` is for all of them."""
+    return None if common.max_time is None else common.max_time - (time.perf_counter() - started)
 
 
 def _check(strength: object, max_changes: object, params: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from presswork.ops.vocab_head import (
     EditGroup,
     LogitEdits,
     Reading,
+    TokenClasses,
     read_classes,
     read_vocab,
 )
@@ -121,22 +122,20 @@ class VocabReader:
         starts = [0, *itertools.accumulate(counts)]
         for i, request in enumerate(requests):
             part = reading.select(slice(starts[i], starts[i + 1]))
-            decided.append(_decided(request, part) if bool(part.finite.all()) else None)
+            decided.append(_decide_or_fail(request, part) if bool(part.finite.all()) else None)
         # Samples and beliefs only feed a next step.
         more = {i: canvas for i, canvas in enumerate(decided) if canvas is not None and _wants_more(requests[i])}
-        second = self._open_rows(requests, more, starts, rows, temperature, edits)
+        second = self._open_rows(classes, more, starts, rows, temperature, edits)
         return [
             None if canvas is None else self._as_constrained_step(requests[i], canvas, second.get(i), rows.device)
             for i, canvas in enumerate(decided)
         ]
 
     def _open_rows(
-        self, requests: Sequence[Request], more: Mapping[int, DecidedCanvas], starts: Sequence[int],
+        self, classes: TokenClasses, more: Mapping[int, DecidedCanvas], starts: Sequence[int],
         hidden: Float[Tensor, "N D"], temperature: Float[Tensor, "N"], edits: LogitEdits | None,
     ) -> dict[int, Reading]:  # fmt: skip
         """The rows that the classes leave open, by canvas: tokens and beliefs under the weights of their classes."""
-        state = requests[0].constraint
-        assert state is not None
         open_of = {i: canvas.is_open.nonzero()[:, 0] for i, canvas in more.items() if bool(canvas.is_open.any())}
         if not open_of:
             return {}
@@ -148,7 +147,7 @@ class VocabReader:
             soft=torch.ones(len(rows), dtype=torch.bool),
             edits=None if edits is None else edits.select(rows),
             class_weights=ClassWeights(
-                classes=state.constraint.classes,
+                classes=classes,
                 log_weight=torch.cat([more[i].log_weight[own] for i, own in open_of.items()]),
                 sample_class=torch.cat([more[i].sampled_class[own] for i, own in open_of.items()]),
             ),
@@ -162,8 +161,8 @@ class VocabReader:
         soft, sample = None, decided.sample
         if _wants_more(request):
             soft = self._model.decoder.embedding[decided.surest.to(device)]
-        if soft is not None and second is not None:
-            assert second.soft_embedding is not None
+        if second is not None:
+            assert soft is not None and second.soft_embedding is not None
             rows = decided.is_open.nonzero()[:, 0]
             soft[rows.to(device)] = second.soft_embedding
             if request.params.temperature:
@@ -227,7 +226,7 @@ def token_logprobs(
     ]
 
 
-def _decided(request: Request, reading: ClassReading) -> DecidedCanvas | None:
+def _decide_or_fail(request: Request, reading: ClassReading) -> DecidedCanvas | None:
     """A canvas's classes; None, and the request fails, where no text of its language is left. Mutates the request."""
     try:
         return decide(request, reading)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -308,6 +309,26 @@ def test_an_evaluation_that_broke_off_goes_on_from_its_journal(capsys, tmp_path,
     assert without_times(json.loads(run(capsys, *ask, "--json")[1])) == without_times(whole)
     code, out, err = run(capsys, *ask[:-4], "--seed", "4", "--journal", str(file))
     assert code == 2 and "seed was 3 there and is 4 now" in err and err.count("\n") == 1 and out == ""
+
+
+def test_a_journal_of_other_settings_or_weights_is_refused(capsys, tmp_path):
+    folder, file = tmp_path / "model", tmp_path / "found.jsonl"
+    shutil.copytree(resolve("sudoku"), folder)
+    ask = ("eval", "sudoku", "--model", str(folder), "--num", "2", "--mode", "diffusion", "--journal", str(file))
+    assert run(capsys, *ask)[0] == 0
+    settings = folder / "generation_config.json"
+    known = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**known, "max_denoising_steps": 1}))
+    code, _, err = run(capsys, *ask)
+    assert code == 2 and "generation.max_denoising_steps was 28 there and is 1 now" in err
+    settings.write_text(json.dumps(known))
+    model = load(str(folder)).model
+    model.decoder_scalars[0] += 1
+    save_model(model, folder)
+    code, _, err = run(capsys, *ask)
+    assert code == 2 and "weights was" in err and err.count("\n") == 1
+    code, _, err = run(capsys, *ask, "--puzzles", str(tmp_path / "none.txt"))
+    assert code == 2 and "none.txt" in err and err.count("\n") == 1
 
 
 def without_times(report):

@@ -252,20 +252,27 @@ def test_a_diff_is_a_patch_whatever_separators_a_text_has(engine):
 
 
 def test_the_time_of_an_edit_is_for_all_of_its_windows(engine, monkeypatch):
-    given = []
+    given, now = [], [0.0]
     ask_rewrite = edit_module.rewrite
 
     def spied(engine, tokenizer, window, common, **more):
         given.append(common.max_time)
+        now[0] += 1.0
         return ask_rewrite(engine, tokenizer, window, common, **more)
 
     monkeypatch.setattr(edit_module, "rewrite", spied)
     many = SOURCE * 3
-    free, limited = edit(engine, many, strength=1.0), edit(engine, many, strength=1.0, max_time=0)
-    assert_kept(limited, many, [(0, len(many))])
-    assert limited.num_denoise_steps < free.num_denoise_steps
-    half = len(given) // 2
-    assert given == [None] * half + [0.0] * half and half > 2
+    free = edit(engine, many, strength=1.0)
+    assert set(given) == {None} and len(given) > 4
+    unhurried = edit(engine, many, strength=1.0, max_time=3600.0)
+    assert unhurried.text == free.text
+    # Each window takes a second; what has none left stays as it is.
     given.clear()
-    edit(engine, many, strength=1.0, max_time=3600.0)
-    assert given[0] <= 3600.0 and given == sorted(given, reverse=True) and len(set(given)) == half
+    monkeypatch.setattr(edit_module.time, "perf_counter", lambda: now[0])
+    limited = edit(engine, many, strength=1.0, max_time=2.5)
+    assert given == [2.5, 1.5, 0.5]
+    assert_kept(limited, many, [(0, len(many))])
+    assert limited.text != many and limited.text[-len(SOURCE) :] == SOURCE
+    assert limited.num_denoise_steps < free.num_denoise_steps
+    nothing = edit(engine, many, strength=1.0, max_time=0)
+    assert nothing.text == many and nothing.num_denoise_steps == 0 and len(given) == 3

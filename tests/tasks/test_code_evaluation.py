@@ -33,6 +33,7 @@ from presswork.tasks.code.human_eval import infill_tasks
 from presswork.tasks.code.isolation import run_isolated
 from presswork.tasks.code.tokenizer import BOS_ID, EOS_ID, train_tokenizer
 from presswork.tasks.completion import complete
+from presswork.tasks.journal import open_journal
 from presswork.testing import fixture_config, fixture_model
 from presswork.text.tokenizer import Tokenizer
 from presswork.training.packing import ANYWHERE, Documents, save_documents
@@ -147,6 +148,18 @@ def test_a_filled_line_is_judged_by_its_text_and_its_tests(engine, tmp_path, mon
     assert report["exact"] == 1 / 3 and report["passed"] == 2 / 3 and report["mean_steps"] == 5.5
     assert report["preserved"] == 2 / 3
     assert asked == [(task.prefix, task.suffix, 5) for task in tasks] and counts == [1, 2, 3]
+
+
+@pytest.mark.parametrize("way", ["diffusion", "gaps", "ar"])
+def test_missing_lines_are_read_from_a_journal(engine, tmp_path, monkeypatch, way) -> None:
+    tasks, file = infill_tasks(wheel(tmp_path))[:2], tmp_path / "found.jsonl"
+    given = {} if way == "ar" else {"max_denoising_steps": 1}
+    with open_journal(file, {}) as journal:
+        found = evaluate_infill(engine, tasks, 3, way=way, journal=journal, **given)
+    for name in ("fill", "fill_gaps", "submit"):
+        monkeypatch.setattr(engine, name, None)
+    with open_journal(file, {}) as journal:
+        assert evaluate_infill(engine, tasks, 3, way=way, journal=journal, **given) == found
 
 
 @pytest.mark.slow

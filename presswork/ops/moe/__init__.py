@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from presswork.ops.choice import Impl, takes_fast
-from presswork.ops.moe import adapted, adapted_fast, fast, reference, router
+from presswork.ops.moe import adapted, fast, reference, router
 from presswork.ops.moe.adapted import Factors
 from presswork.ops.moe.dense import mix_experts_dense
 from presswork.ops.moe.reference import router_probabilities
@@ -83,13 +83,8 @@ def mix_adapted_experts(
 
     Raises:
         ConfigError: an unknown impl, or "fast" for tensors it cannot take.
-        RequestError: an expert id that does not exist.
     """
     factors = [part for own in (gate_up_factors, down_factors) if own is not None for part in own[:2]]
     records_weights = torch.is_grad_enabled() and weights.requires_grad
-    if not records_weights and takes_fast(impl, h, gate_up, down, *factors):
-        chosen = adapted_fast
-        h, weights, experts = h.contiguous(), weights.float().contiguous(), experts.contiguous()
-    else:
-        chosen = adapted
+    chosen = fast if not records_weights and takes_fast(impl, h, gate_up, down, *factors) else adapted
     return chosen.mix_adapted_experts(h, weights, experts, gate_up, down, gate_up_factors, down_factors)

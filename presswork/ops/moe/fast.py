@@ -17,6 +17,7 @@ from presswork.errors import RequestError
 from presswork.ops.gated_gelu.fast import activate_packed, gated_gelu
 from presswork.ops.lanes import claim, float32_at, int64_at, keep, kernel, read_row, write_row
 from presswork.ops.linear import fast as products
+from presswork.ops.moe.adapted import Factors
 from presswork.ops.threads import num_shares, run_shared
 from presswork.ops.tiles import TILE_BYTES, aligned, multiply_packed, pack_rows, start_tiles, stop_tiles
 
@@ -164,7 +165,7 @@ def _unknown_expert(num_experts: int) -> RequestError:
     return RequestError(f"expert ids must lie in 0..{num_experts - 1}, got others; route() gives such ids")
 
 
-def gathered_by_expert(h: Tensor, experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[tuple[int, slice]]]:
+def _gathered_by_expert(h: Tensor, experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor, list[tuple[int, slice]]]:
     """(rows sorted by expert, each pair's place among them, spans of at most 256 rows that have an expert in common).
 
     A span may reach into the rows of the next expert's, which follow it.
@@ -187,8 +188,8 @@ def gathered_by_expert(h: Tensor, experts: Tensor, num_experts: int) -> tuple[Te
     return gathered, places, spans
 
 
-def combined(results: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """Each row's weighted sum of its pairs' results."""
+def _combined(results: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """Each row's weighted sum of its pairs' results, weights in float32."""
     (num_rows, top_k), inner = weights.shape, results.shape[1]
     out = results.new_empty(num_rows, inner)
     _combine(
@@ -198,16 +199,39 @@ def combined(results: Tensor, places: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
-def _mix_products(h: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    gathered, places, spans = gathered_by_expert(h, experts, gate_up.shape[0])
+def mix_adapted_experts(
+    h: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, down: Tensor,
+    gate_up_factors: Factors | None, down_factors: Factors | None,
+) -> Tensor:  # fmt: skip
+    """Sum over each row's experts of weight * mlp(h), what low-rank factors add to its two products included."""
+    h, weights, experts = h.contiguous(), weights.float().contiguous(), experts.contiguous()
+    gathered, places, spans = _gathered_by_expert(h, experts, gate_up.shape[0])
     wide = h.new_empty(gathered.shape[0], gate_up.shape[1])
     # What a span writes behind its expert's rows is the next one's, who writes it again.
     for expert, rows in spans:
-        torch.mm(gathered[rows], gate_up[expert].T, out=wide[rows])
+        _multiply(gathered[rows], gate_up, gate_up_factors, expert, wide[rows])
     activated, results = gated_gelu(wide), gathered
     for expert, rows in spans:
-        torch.mm(activated[rows], down[expert].T, out=results[rows])
-    return combined(results, places, weights)
+        _multiply(activated[rows], down, down_factors, expert, results[rows])
+    return _combined(results, places, weights)
+
+
+def _multiply(x: Tensor, weight: Tensor, factors: Factors | None, expert: int, out: Tensor) -> None:
+    """out = x (W + scale B A)^T of one expert, W and B A apart. Mutates out."""
+    _product(x, weight[expert], out)
+    if factors is not None:
+        a, b, scale = factors
+        low = x.new_empty(x.shape[0], a.shape[1])
+        _product(x, a[expert], low)
+        out.addmm_(low, b[expert].T, alpha=scale)
+
+
+def _product(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """out = x weight^T, of 16 rows or more. Mutates out."""
+    if products.fits_tiles(x.dtype, x.shape[1], weight.shape[0]):
+        out.copy_(products.linear(x, weight))
+    else:
+        torch.mm(x, weight.T, out=out)
 
 
 def _blocks(count: int, is_bf16: bool) -> list[slice]:
@@ -224,4 +248,6 @@ def mix_experts(h: Tensor, weights: Tensor, experts: Tensor, gate_up: Tensor, do
     gate_up, down = gate_up.contiguous(), down.contiguous()
     width, inner = down.shape[2], h.shape[1]
     fits = products.fits_tiles(h.dtype, inner, width) and width % 32 == 0
-    return (_mix_tiles if fits else _mix_products)(h, weights, experts, gate_up, down)
+    if fits:
+        return _mix_tiles(h, weights, experts, gate_up, down)
+    return mix_adapted_experts(h, weights, experts, gate_up, down, None, None)

@@ -92,7 +92,7 @@ def evaluate(
     way = "free" if is_free else mode
     for start in range(0, len(tasks), _BATCH):
         some = range(start, min(len(tasks), start + _BATCH))
-        work = partial(_replies, engine, tasks, some, seed, mode, budgets, is_free)
+        work = partial(_replies, engine, tasks, some, seed, mode, budgets, is_free, on_progress)
         found = journal.once(f"{way} {start}", work)
         for i, text, has_ended in zip(some, found["texts"], found["ended"], strict=True):
             task, is_valid = tasks[i], tasks[i].accepts(text)
@@ -117,7 +117,7 @@ def evaluate(
 
 def _replies(
     engine: Engine, tasks: Sequence[StructureTask], some: range, seed: int, mode: Mode, budgets: Sequence[int],
-    is_free: bool,
+    is_free: bool, on_progress: Callable[[int], None] | None,
 ) -> Found:  # fmt: skip
     """Replies to tasks by number, in shared passes: texts, whether each ended, denoise steps, seconds."""
     prompt = engine.encode_prompt(_PROMPT)
@@ -136,7 +136,11 @@ def _replies(
                 requests.append(engine.submit(prompt, params))
             except RequestError as error:
                 raise type(error)(f"{tasks[i].kind} {tasks[i].source}: {error}") from error
-        replies = [engine.reply(request) for request in requests]
+        replies = []
+        for i, request in zip(some, requests, strict=True):
+            replies.append(engine.reply(request))
+            if on_progress is not None:
+                on_progress(i + 1)
     finally:
         for request in requests:
             engine.cancel(request)

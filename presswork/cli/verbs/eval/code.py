@@ -1,13 +1,12 @@
 """`presswork eval code`."""
 
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption, only_given
 from presswork.cli.output import print_columns, print_facts, print_json
 from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.journal import JournalOption, journal_of
@@ -68,21 +67,21 @@ def code(
     if human_eval is None and validation is None and not functions:
         raise RequestError("nothing to measure: give --human-eval, --validation or a number of --functions")
     tasks = [] if human_eval is None else judge.choose_tasks(infill_tasks(human_eval), num, seed)
-    sampling = {} if steps is None else {"max_denoising_steps": steps}
+    sampling = only_given(max_denoising_steps=steps)
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
-    started = time.perf_counter()
     report: dict[str, Any] = {"model": model, "seed": seed}
-    with journal_of(context, engine, journal) as kept:
+    with journal_of(context, engine, journal) as done:
         if tasks:
             ways: list[Way] = [*modes, "gaps"] if gaps else [*modes]
-            report["infill"] = {way: _infill(engine, tasks, seed, way, sampling, kept) for way in ways}
+            report["infill"] = {way: _infill(engine, tasks, seed, way, sampling, done) for way in ways}
         if functions:
             report["functions"] = {
-                name: _functions(engine, functions, seed, name, sampling, best_of, kept) for name in modes
+                name: _functions(engine, functions, seed, name, sampling, best_of, done) for name in modes
             }
     if validation is not None:
         report["validation"] = _validation(engine, validation, seed)
-    report["wall_s"] = time.perf_counter() - started
+    parts = [part for name in ("infill", "functions") for part in report.get(name, {}).values()]
+    report["wall_s"] = sum(part["wall_s"] for part in [*parts, *([report["validation"]] if validation else [])])
     if as_json:
         print_json(report)
     else:

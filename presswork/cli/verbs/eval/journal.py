@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 import presswork
 from presswork.engine.engine import Engine
+from presswork.errors import DataError
 from presswork.tasks.journal import NO_JOURNAL, Journal, open_journal
 
 JournalOption = Annotated[
@@ -32,7 +34,8 @@ def journal_of(context: typer.Context, engine: Engine, file: Path | None) -> Ite
         return
     params = {name: _plain(value) for name, value in context.params.items() if name not in _NOT_RESULTS}
     about = {
-        "presswork": presswork.__version__, "task": context.info_name, "weights": _fingerprint(engine.model), **params,
+        "presswork": presswork.__version__, "task": context.info_name, "weights": _fingerprint(engine.model),
+        **{f"generation.{name}": value for name, value in asdict(engine.defaults).items()}, **params,
     }  # fmt: skip
     with open_journal(file, about) as journal:
         yield journal
@@ -40,15 +43,18 @@ def journal_of(context: typer.Context, engine: Engine, file: Path | None) -> Ite
 
 def _plain(value: Any) -> Any:
     """A flag's value; of a file, its name and what tells its contents apart."""
-    if isinstance(value, Path):
+    if not isinstance(value, Path):
+        return value
+    try:
         return f"{value} ({zlib.crc32(value.read_bytes()):08x})"
-    return value
+    except OSError as error:
+        raise DataError(f"{value} cannot be read: {error.strerror or error}") from error
 
 
 def _fingerprint(model: torch.nn.Module) -> int:
     """A number that other weights have another of, from the beginning of each tensor."""
     found = 0
-    for weight in model.parameters():
+    for weight in model.state_dict().values():
         shown = weight.detach().flatten()[:_SHOWN].cpu().contiguous()
         found = zlib.crc32(shown.view(torch.uint8).numpy().tobytes(), found)
     return found

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption, only_given
 from presswork.cli.output import note, print_facts, print_json
 from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.journal import JournalOption, journal_of
@@ -60,21 +60,18 @@ def molecules(
     if scaffold is not None and (modes != ["diffusion"] or moses is not None or is_kept):
         raise RequestError("--scaffold fills gaps and counts nothing new: leave out --moses, --keep and other modes")
     known = [] if moses is None else read_moses(moses, "train")
-    sampling = {} if steps is None else {"max_denoising_steps": steps}
+    sampling = only_given(max_denoising_steps=steps)
     kept = {"constraint": smiles_syntax()} if is_kept else {}
     engine = open_engine(context.obj, model, device=device, dtype=dtype)
     parts = {}
-    for name in modes:
-        given = {**(sampling if name == "diffusion" else {}), **kept, "best_of": best_of}
-        with (
-            journal_of(context, engine, journal) as kept_parts,
-            counting_bar(f"writing molecules ({name})", num) as count,
-        ):
-            given |= {"on_progress": count, "journal": kept_parts}
-            if scaffold is not None:
-                parts[name] = evaluate_scaffold(engine, scaffold, num, seed, **given)
-            else:
-                parts[name] = judge(engine, num, seed, mode=name, known=known, **given)
+    with journal_of(context, engine, journal) as done:
+        for name in modes:
+            given = {**(sampling if name == "diffusion" else {}), **kept, "best_of": best_of, "journal": done}
+            with counting_bar(f"writing molecules ({name})", num) as count:
+                if scaffold is not None:
+                    parts[name] = evaluate_scaffold(engine, scaffold, num, seed, on_progress=count, **given)
+                else:
+                    parts[name] = judge(engine, num, seed, mode=name, known=known, on_progress=count, **given)
     if as_json:
         print_json({"model": model, **parts[modes[0]], **({"ar": parts["ar"]} if len(modes) > 1 else {})})
     else:

@@ -65,11 +65,12 @@ def structure(
     if free:
         ways["free"] = (modes[0], True)
     parts = {}
-    for name, (own, is_free) in ways.items():
-        with journal_of(context, engine, journal) as kept, counting_bar(f"writing ({name})", len(tasks)) as count:
-            parts[name] = evaluate(
-                engine, tasks, seed, mode=own, budgets=budgets, is_free=is_free, on_progress=count, journal=kept
-            )
+    with journal_of(context, engine, journal) as done:
+        for name, (own, is_free) in ways.items():
+            with counting_bar(f"writing ({name})", len(tasks)) as count:
+                parts[name] = evaluate(
+                    engine, tasks, seed, mode=own, budgets=budgets, is_free=is_free, on_progress=count, journal=done
+                )
     if free:
         parts["free"]["invalid"] = parts["free"]["invalid"][:_SHOWN]
     if as_json:

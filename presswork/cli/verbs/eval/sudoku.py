@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption
+from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption, only_given
 from presswork.cli.output import note, print_columns, print_json
 from presswork.cli.progress import progress_bar
 from presswork.cli.sudoku import is_sudoku
@@ -56,7 +56,7 @@ def sudoku(
       presswork eval sudoku --puzzles top1465.txt --mode diffusion
     """
     modes = chosen_modes(mode)
-    sampling = {} if steps is None else {"max_denoising_steps": steps}
+    sampling = only_given(max_denoising_steps=steps)
     wanted = parse_clues(clues)
     if puzzles is not None:
         grids, solutions = (part[:num] for part in load_puzzles(puzzles))
@@ -66,7 +66,7 @@ def sudoku(
     if puzzles is None:
         grids, solutions = generate(num or _NUM, seed, wanted)
     with (
-        journal_of(context, engine, journal) as kept,
+        journal_of(context, engine, journal) as written,
         progress_bar("solving", len(modes) * len(grids)) as advance,
     ):
         done = {"diffusion": 0, "ar": 0}
@@ -77,7 +77,7 @@ def sudoku(
 
         report = evaluate_puzzles(
             engine, grids, solutions, seed, with_diffusion=mode != "ar", with_ar=mode != "diffusion",
-            tries=tries, is_kept=is_kept, is_held=is_held, on_progress=on_progress, journal=kept, **sampling,
+            tries=tries, is_kept=is_kept, is_held=is_held, on_progress=on_progress, journal=written, **sampling,
         )  # fmt: skip
     source = {"clues": str(wanted)} if puzzles is None else {"puzzles": str(puzzles)}
     form = {"held": True} if is_held else {"kept": True} if is_kept else {}
