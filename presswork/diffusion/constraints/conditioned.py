@@ -54,12 +54,13 @@ def condition(
     in_groups, group_top, group_best = _of_groups(groups, classes, top)
     reached = np.zeros((length + 1, num_states), bool)
     kernels.reachable(in_groups[0] > 0, *edges, state, reached)
-    behind = np.empty((length + 1, num_states)), np.empty((length + 1, num_states))
-    value, choice = np.empty((length + 1, num_states)), np.empty((length, num_states), np.uint32)
-    behind[0][length], behind[1][length] = final > -np.inf, final
-    value[length] = final
+    # In one piece: smaller ones are given back to the system after each step, and it takes time to get them again.
+    x, k, value = np.empty((3, length + 1, num_states))
+    behind = x, k
+    choice = np.empty((length, num_states), np.uint32)
+    x[length], k[length], value[length] = final > -np.inf, final, final
     kernels.backward(*in_groups, group_top, *edges, reached, *behind, value, choice)
-    if not behind[0][0, state] > 0:
+    if not x[0, state] > 0:
         raise GenerationError("no text of the constraint is left: what is banned or pinned rules all of them out")
     weights = np.zeros((length, automaton.num_classes))
     kernels.forward(*classes, *in_groups, *edges, *groups, state, *behind, weights)
@@ -68,7 +69,7 @@ def condition(
     sampled, left = best.copy(), uniform.astype(np.float64)
     if not np.isnan(left).any():
         kernels.sample_path(*classes, *in_groups, *edges, *groups, state, *behind, left, sampled)
-    log_mass = shift + math.log(behind[0][0, state]) + behind[1][0, state] * math.log(2.0)
+    log_mass = shift + math.log(x[0, state]) + k[0, state] * math.log(2.0)
     return Conditioned(log_mass=log_mass, weights=weights, sampled=sampled, uniform=left, best=best)
 
 

