@@ -1,6 +1,6 @@
 """What whole requests cost under a constraint, and how good they are: trained models, beside the same ones left free.
 
-    python benchmarks/constrained_requests.py --runs 8
+    python benchmarks/constrained_requests.py --runs 4
 
 The embedded `molecules` free and kept to the syntax of SMILES, in at most 64, 16 and 12 steps, judged by RDKit; the
 embedded `sudoku` on minimal puzzles free, kept to rows of digits, and with the clues held too. 64 requests at a time,

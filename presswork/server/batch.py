@@ -8,12 +8,10 @@ Answers are written as they come, one a line. A run that broke off goes on behin
 """
 
 import asyncio
-import fcntl
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,19 +117,6 @@ def _put_in_place(file: Path) -> None:
 
 def _beside(file: Path, kind: str) -> Path:
     return file.with_name(f"{file.name}.{kind}")
-
-
-@contextmanager
-def kept_from_others(file: Path) -> Iterator[None]:
-    """Hold a file of answers, so that no second run writes to it. Raises DataError where one does."""
-    try:
-        with file.open("ab") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError as error:
-        raise DataError(f"another run writes to {file}; wait for it, or give another file") from error
-    except OSError as error:
-        raise DataError(f"{file} cannot be written: {error}; give another file") from error
 
 
 async def run_batch(

@@ -7,7 +7,6 @@
 A line is written when its part is done. A last line that broke off is cut, and its part is done again.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from presswork.errors import DataError
+from presswork.text.lock import kept_from_others
 
 Found = dict[str, Any]
 """What one part of an evaluation found, as JSON has it."""
@@ -56,24 +56,18 @@ def open_journal(file: Path, about: Mapping[str, Any]) -> Iterator[Journal]:
     """
     if file.exists() and not file.is_file():
         raise DataError(f"{file} cannot be used as a journal: it is no file; give another one")
-    try:
-        # Unbuffered: what could not be written is not tried again when the file is closed.
-        opened = file.open("a+b", buffering=0)
-    except OSError as error:
-        raise _unusable(file, error) from error
-    with opened:
+    with kept_from_others(file, by="evaluation") as opened:
         try:
             found = _begin(file, opened, json.loads(json.dumps(about)))
-        except BlockingIOError as error:
-            raise DataError(f"another evaluation writes to {file}; wait for it, or give another file") from error
         except OSError as error:
-            raise _unusable(file, error) from error
+            raise DataError(
+                f"{file} cannot be used as a journal: {error.strerror or error}; give another file"
+            ) from error
         yield Journal(found, opened)
 
 
 def _begin(file: Path, opened: FileIO, about: Mapping[str, Any]) -> dict[str, Found]:
     """What a file has; its first line is written where it has nothing. Mutates the file."""
-    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     opened.seek(0)
     data = opened.read()
     whole = data[: data.rfind(b"\n") + 1]
@@ -119,7 +113,3 @@ def _write(opened: FileIO, record: Mapping[str, Any]) -> None:
         raise DataError(
             f"{opened.name} cannot be written: {error.strerror or error}; make room, then run again to go on"
         ) from error
-
-
-def _unusable(file: Path, error: OSError) -> DataError:
-    return DataError(f"{file} cannot be used as a journal: {error.strerror or error}; give another file")

@@ -11,8 +11,9 @@ from presswork.engine.engine import EngineConfig
 from presswork.engine.loader import load
 from presswork.errors import DataError
 from presswork.server.app import create_app
-from presswork.server.batch import answered, kept_from_others, read_batch, run_batch
+from presswork.server.batch import answered, read_batch, run_batch
 from presswork.server.config import ServerConfig
+from presswork.text.lock import kept_from_others
 from tests.server.conftest import write_adapter
 
 CHAT = "/v1/chat/completions"

@@ -53,8 +53,9 @@ def batch(
       presswork batch in.jsonl out.jsonl --model FOLDER --concurrency 64
       presswork batch in.jsonl out.jsonl --model base=FOLDER --adapter letters=runs/lora/adapter
     """
-    from presswork.server.batch import answered, kept_from_others, read_batch
+    from presswork.server.batch import answered, read_batch
     from presswork.server.config import ServerConfig
+    from presswork.text.lock import kept_from_others
 
     apply_threads(context.obj)
     models = named_models(model)

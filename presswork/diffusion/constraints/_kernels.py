@@ -30,10 +30,16 @@ def _power(k):
 
 
 @kernel()
-def _split(total):
+def _normal(total):
     """(number in [1, 2), power of two) of a sum; 0 stays 0."""
     number, power = math.frexp(total)
     return 2.0 * number, power - 1.0
+
+
+@kernel()
+def _product(group_x, group_k, next_x, next_k, unit):
+    """Mass of a group and of what may follow it, in units of a power of two."""
+    return group_x * next_x * _power(group_k + next_k - unit)
 
 
 @kernel()
@@ -73,7 +79,7 @@ def of_groups(x, k, top, group_starts, group_classes, group_x, group_k, group_to
             for member in range(first, stop):
                 c = group_classes[member]
                 total += x[i, c] * _power(k[i, c] - highest)
-            group_x[i, g], more = _split(total)
+            group_x[i, g], more = _normal(total)
             group_k[i, g], group_top[i, g], group_best[i, g] = highest + more, best_top, best
 
 
@@ -111,8 +117,8 @@ def _exact_sum(first, stop, edge_group, edge_to, group_x, group_k, next_x, next_
         highest = max(highest, group_k[edge_group[e]] + next_k[edge_to[e]])
     for e in range(first, stop):
         g, to = edge_group[e], edge_to[e]
-        total += group_x[g] * next_x[to] * _power(group_k[g] + next_k[to] - highest)
-    found, more = _split(total)
+        total += _product(group_x[g], group_k[g], next_x[to], next_k[to], highest)
+    found, more = _normal(total)
     return found, highest + more
 
 
@@ -142,7 +148,7 @@ def backward(group_x, group_k, group_top, edge_starts, edge_group, edge_to, reac
                     best, edge = offered, e
             value[i, state], choice[i, state] = best, edge
             if total >= least:
-                behind_x[i, state], more = _split(total)
+                behind_x[i, state], more = _normal(total)
                 behind_k[i, state] = unit + more
             elif best > -np.inf:
                 behind_x[i, state], behind_k[i, state] = _exact_sum(
@@ -172,7 +178,7 @@ def forward(
             unit, total = behind_k[i, state], 0.0
             for e in range(edge_starts[state], edge_starts[state + 1]):
                 g, to = edge_group[e], edge_to[e]
-                of_edge[e] = group_x[i, g] * behind_x[i + 1, to] * _power(group_k[i, g] + behind_k[i + 1, to] - unit)
+                of_edge[e] = _product(group_x[i, g], group_k[i, g], behind_x[i + 1, to], behind_k[i + 1, to], unit)
                 total += of_edge[e]
             # That is what follows the state, but for what rounding of large powers makes of it.
             for e in range(edge_starts[state], edge_starts[state + 1]):
@@ -207,8 +213,8 @@ def sample_path(
         edge, passed, before = edge_starts[state], 0.0, 0.0
         for e in range(edge_starts[state], edge_starts[state + 1]):
             g, to = edge_group[e], edge_to[e]
-            p = group_x[i, g] * behind_x[i + 1, to] / behind_x[i, state]
-            p *= _power(group_k[i, g] + behind_k[i + 1, to] - behind_k[i, state])
+            p = _product(group_x[i, g], group_k[i, g], behind_x[i + 1, to], behind_k[i + 1, to], behind_k[i, state])
+            p /= behind_x[i, state]
             if p > 0.0:
                 edge, before = e, passed
                 passed += p

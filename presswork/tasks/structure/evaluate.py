@@ -139,7 +139,7 @@ def _replies(
         replies = []
         for i, request in zip(some, requests, strict=True):
             replies.append(engine.reply(request))
-            if on_progress is not None:
+            if on_progress is not None and i + 1 < some.stop:
                 on_progress(i + 1)
     finally:
         for request in requests:

@@ -1,11 +1,19 @@
 """`presswork eval edit`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption, TextsArgument
+from presswork.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    StepsOption,
+    TextsArgument,
+    only_given,
+)
 from presswork.cli.output import print_facts, print_json
 from presswork.cli.progress import counting_bar
 from presswork.weights.hub import DEFAULT_MODEL
@@ -43,7 +51,7 @@ def edit(
     from presswork.tasks.canvas.edit import evaluate_edit
     from presswork.tasks.canvas.texts import cut_tasks
 
-    sampling: dict[str, Any] = {} if steps is None else {"max_denoising_steps": steps}
+    sampling = only_given(max_denoising_steps=steps)
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
     tasks = cut_tasks(engine, files, num, seed, max_tokens=span_tokens)
     with counting_bar("editing", num) as count:

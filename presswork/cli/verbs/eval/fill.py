@@ -1,11 +1,19 @@
 """`presswork eval fill`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from presswork.cli.model import open_engine
-from presswork.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, StepsOption, TextsArgument
+from presswork.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    StepsOption,
+    TextsArgument,
+    only_given,
+)
 from presswork.cli.output import print_columns, print_json
 from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.modes import chosen_modes
@@ -40,7 +48,7 @@ def fill(
     from presswork.tasks.canvas.texts import cut_tasks
 
     modes = chosen_modes(mode)
-    sampling: dict[str, Any] = {} if steps is None else {"max_denoising_steps": steps}
+    sampling = only_given(max_denoising_steps=steps)
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling)
     tasks = cut_tasks(engine, files, num, seed, max_tokens=gap_tokens)
     parts = {}
