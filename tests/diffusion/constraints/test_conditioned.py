@@ -153,17 +153,17 @@ def test_compiled_recursions_are_the_plain_ones_over_long_canvases_and_wide_rang
 
 
 def test_terms_that_a_positions_units_lose_are_counted() -> None:
-    # aa, bb or bc. Behind b both texts are 2^-1000 or so of the one behind a; b itself makes up for it.
-    following = np.full((4, 256), -1, np.int32)
-    for state, byte, to in ((0, "a", 1), (0, "b", 2), (1, "a", 3), (2, "b", 3), (2, "c", 3)):
+    # aa, bb or bca. Behind b both texts are 2^-1000 or so of the one behind a; b itself makes up for it.
+    following = np.full((5, 256), -1, np.int32)
+    for state, byte, to in ((0, "a", 1), (0, "b", 2), (1, "a", 3), (2, "b", 3), (2, "c", 4), (4, "a", 3)):
         following[state, ord(byte)] = to
-    language = ByteAutomaton(next=following, accepts=np.array([False, False, False, True]), marks=())
+    language = ByteAutomaton(next=following, accepts=np.array([False, False, False, True, False]), marks=())
     automaton = close(lift(language, vocabulary()), len(TOKENS), {END}, {PAD})
-    z = np.full((3, len(TOKENS)), -np.inf)
+    z = np.full((4, len(TOKENS)), -np.inf)
     two, (a, b, c) = np.log(2), (1, 2, 8)
-    z[0, [a, b]] = -1010 * two, 0.0
-    z[1, [a, b, c]] = 0.0, -999.5 * two, -1001.5 * two
-    z[2, END] = 0.0
+    z[0, [a, b]] = -1009 * two, 0.0
+    z[1, [a, b, c]] = 0.0, -998.5 * two, -1000.5 * two
+    z[2, [a, END]], z[3, END] = 0.0, 0.0
     found = conditioned(automaton, z)
     expected = np.array([2.0**-10.5, 1.0, 2.0**-2])
     np.testing.assert_allclose(found.weights[1, automaton.class_of[[a, b, c]]], expected / expected.sum(), rtol=1e-9)
