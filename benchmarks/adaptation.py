@@ -1,12 +1,12 @@
 """How many steps a diffusion model saves by starting from a causal one of the same architecture.
 
-    pip download --no-deps molsets==0.3.1 -d data
-    python benchmarks/adaptation.py --out runs/adaptation
+    presswork train recipes/code.py --out runs/causal --set train.diffusion_weight=0 --set data.pack.draft_share=0
+    python benchmarks/adaptation.py --causal runs/causal --out runs/adaptation
 
-Trains the molecules recipe's causal mode alone, converts the result as `presswork convert` does, and trains the
-diffusion model twice with the same batches and schedule: from the converted model and from random weights. Reported are
-the steps each takes to the validation loss at which the run from random weights ends. Resumes where it was stopped.
-Writes benchmarks/results/adaptation.json.
+Converts the causal model as `presswork convert` does, and trains the diffusion model twice with the same data, rates
+and warm-up: from random weights, and from the converted model with fewer steps in all. Reported are the steps each
+takes to the validation loss at which the run from random weights ends. Resumes where it was stopped. Writes
+benchmarks/results/adaptation.json.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from presswork.training.recipe import FromCheckpoint, Recipe, load_recipe, overr
 from presswork.training.run import export, open_run
 from presswork.weights.convert import convert
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "molecules.py"
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "code.py"
 PLAIN = [
     "data.pack.draft_share=0",
     "data.pack.self_conditioned_share=0.5",
@@ -57,31 +57,32 @@ def steps_to(looks: Sequence[tuple[int, float]], loss: float) -> int | None:
 
 
 def main() -> None:
-    """Train three times, compare, write and print."""
+    """Train twice, compare, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--causal-steps", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--causal", type=Path, required=True, help="folder of the finished causal run")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="the recipe the causal run was made by")
+    parser.add_argument("--steps", type=int, default=600, help="from random weights")
+    parser.add_argument("--adapted-steps", type=int, default=300, help="from the converted model")
+    parser.add_argument("--warmup", type=int, default=30, help="steps, of either")
     parser.add_argument("--every", type=int, default=20, help="steps between looks at the validation set")
     given = parser.parse_args()
-    base = override(
-        load_recipe(RECIPE), [*PLAIN, f"train.validate_every={given.every}", f"train.log_every={given.every}"]
-    )
-    causal = override(base, ["train.diffusion_weight=0", f"train.num_steps={given.causal_steps}"])
-    train(causal, given.out / "causal")
+    often = [f"train.{name}={given.every}" for name in ("validate_every", "log_every")]
+    base = override(load_recipe(given.recipe), [*PLAIN, *often, f"train.optimizer.warmup_steps={given.warmup}"])
+    scratch = override(base, [f"train.num_steps={given.steps}"])
     start = given.out / "start"
     if not start.exists():
-        convert(given.out / "causal" / "model", start, canvas_length=base.start.model.canvas_length)  # type: ignore[attr-defined]
-    scratch = override(base, [f"train.num_steps={given.steps}"])
-    adapted = replace(scratch, start=FromCheckpoint(model=str(start)))
+        convert(given.causal / "model", start, canvas_length=base.start.model.canvas_length)  # type: ignore[attr-defined]
+    adapted = override(base, [f"train.num_steps={given.adapted_steps}"])
     train(scratch, given.out / "scratch")
-    train(adapted, given.out / "adapted")
+    train(replace(adapted, start=FromCheckpoint(model=str(start))), given.out / "adapted")
     curves = {name: curve(given.out / name) for name in ("scratch", "adapted")}
     goal = curves["scratch"][-1][1]
     steps = {name: steps_to(looks, goal) for name, looks in curves.items()}
+    last = read_metrics(given.causal)[-1]
     result = {
-        "goal": goal, "steps": steps, "curves": curves, "causal_steps": given.causal_steps,
-        "causal_validation": read_metrics(given.out / "causal")[-1]["validation_encoder"],
+        "goal": goal, "steps": steps, "curves": curves, "causal_steps": int(last["step"] or 0) + 1,
+        "causal_validation": last["validation_encoder"],
         "hardware": hardware(), "commit": commit(), "command": " ".join(sys.argv),
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
