@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from presswork.diffusion.accept import EntropyBoundRule
+from presswork.models.adapters import LayerAdapter
 from presswork.models.transformer import Experts, Observe, PassRows, Stack, Transformer
 from presswork.ops.head_loss import expected_embedding, head_cross_entropy
 from presswork.ops.moe import router_probabilities
@@ -65,6 +66,11 @@ class Batch:
     drafts: Drafts | None = None
     origins: Int[Tensor, "B T"] | None = None
     canvas_origins: Int[Tensor, "C"] | None = None
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether the causal loss counts any position."""
+        return bool(_is_counted(self.targets).any())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +148,14 @@ def batch_losses(
     """
     whole = whole or Whole.of(batch)
     stacks = (model.encoder, model.decoder)
-    loads = [RouterLoads(stack, whole.add) for stack in stacks] if balance_weight else [None, None]
+    used = _before_padding(batch.targets, whole)
+    loads: list[RouterLoads | None] = [None, None]
+    if balance_weight:
+        adapters = [None if model.adapter is None else model.adapter.layers(at) for at in (False, True)]
+        loads = [
+            RouterLoads(stack, whole.add, adapter, rows)
+            for stack, adapter, rows in zip(stacks, adapters, (used, None), strict=True)
+        ]
     hidden, kept = encode(model, batch.ids, attend, batch.origins, loads[0])
     if not keys_learn:
         kept = [(keys.detach(), values.detach()) for keys, values in kept]
@@ -170,17 +183,29 @@ def batch_losses(
 class RouterLoads:
     """Watches the routers of one pass, and says how unevenly they share out its rows.
 
+    Args:
+        adapter: the factors of the stack's layers, which may change the routers.
+        rows: those that count; None are all.
     Source: Fedus et al. 2022 (arXiv:2101.03961), section 2.2, for several experts a row.
     """
 
-    def __init__(self, stack: Stack, add: Add = alone):
-        self._stack, self._add = stack, add
+    def __init__(
+        self, stack: Stack, add: Add = alone, adapter: nn.ModuleList | None = None,
+        rows: Bool[Tensor, "N"] | None = None,
+    ):  # fmt: skip
+        self._stack, self._add, self._adapter, self._rows = stack, add, adapter, rows
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, layer: int, residual: Float[Tensor, "N D"]) -> None:
         """Keep how often each expert is chosen and the sum of its probabilities, by layer."""
         experts: Experts = self._stack.layers[layer].experts  # type: ignore[assignment]
-        probabilities = router_probabilities(residual, experts.router_scale, experts.router, experts.eps)
+        factors: LayerAdapter | None = None if self._adapter is None else self._adapter[layer]  # type: ignore[assignment]
+        router = experts.router
+        if factors is not None and factors.experts is not None:
+            router = factors.experts.routing(router)
+        if self._rows is not None:
+            residual = residual[self._rows]
+        probabilities = router_probabilities(residual, experts.router_scale, router, experts.eps)
         chosen = probabilities.topk(experts.top_k, dim=-1).indices
         counts = torch.bincount(chosen.flatten(), minlength=probabilities.shape[-1])
         # A layer that is recomputed for its gradient must do the same again, but counts once.
@@ -197,6 +222,12 @@ class RouterLoads:
         top_k: int = self._stack.layers[0].experts.top_k  # type: ignore[assignment, union-attr]
         means = sums / (num_choices / top_k)
         return self._add(counts.shape[-1] * (counts / num_choices * means).sum(-1).mean())
+
+
+def _before_padding(targets: Int[Tensor, "B T"], whole: Whole) -> Bool[Tensor, "N"]:
+    """Positions up to the last that has a target; all of a batch that has none."""
+    counts = _is_counted(targets).flip(1).cumsum(1).flip(1) > 0
+    return (counts | (whole.num_targets == 0)).flatten()
 
 
 def encode(

@@ -169,30 +169,45 @@ def override(value: Any, settings: Sequence[str]) -> Any:
     Raises:
         ConfigError: no such field, a text that is no such value, or a value the field refuses.
     """
+    tree: dict[str, Any] = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"cannot read {setting!r}; set a field as path=value, such as train.num_steps=100")
-        value = _set(value, path.strip().split("."), text.strip(), path.strip())
-    return value
+        *parts, name = path.strip().split(".")
+        node = tree
+        for part in parts:
+            below = node.get(part)
+            node[part] = node = below if isinstance(below, dict) else {}
+        node[name] = text.strip()
+    return _changed(value, tree, ())
 
 
-def _set(value: Any, names: list[str], text: str, path: str) -> Any:
-    if isinstance(value, Mapping) and len(names) == 1:
-        return {**value, names[0]: _literal(text)}
-    where = ".".join(path.split(".")[: -len(names)]) or "the recipe"
+def _changed(value: Any, tree: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The value, at `names` in its recipe, with its fields set from the leaves up, so that each is checked once."""
+    if isinstance(value, Mapping) and not any(isinstance(text, dict) for text in tree.values()):
+        return {**value, **{name: _literal(text) for name, text in tree.items()}}
     if not is_dataclass(value) or isinstance(value, type):
-        raise ConfigError(f"{path}: {where} has no field {names[0]!r}; it has none")
+        path, where = ".".join((*names, *_first_leaf(*next(iter(tree.items()))))), ".".join(names)
+        raise ConfigError(f"{path}: {where} has no fields; it is {value!r}")
     known = [f.name for f in fields(value)]
-    if names[0] not in known:
-        raise ConfigError(f"{path}: {where} has no field {names[0]!r}; it has {', '.join(known)}")
-    hint = get_type_hints(type(value))[names[0]]
-    if len(names) > 1:
-        part = getattr(value, names[0])
-        if part is None:
-            part = _default_part(hint)
-        return replace(value, **{names[0]: _set(part, names[1:], text, path)})
-    return replace(value, **{names[0]: _parse(hint, text, path)})
+    changes = {}
+    for name, given in tree.items():
+        path = ".".join((*names, *_first_leaf(name, given)))
+        if name not in known:
+            where = ".".join(names) or "the recipe"
+            raise ConfigError(f"{path}: {where} has no field {name!r}; it has {', '.join(known)}")
+        hint = get_type_hints(type(value))[name]
+        if isinstance(given, dict):
+            part = getattr(value, name)
+            changes[name] = _changed(_default_part(hint) if part is None else part, given, (*names, name))
+        else:
+            changes[name] = _parse(hint, given, path)
+    return replace(value, **changes)
+
+
+def _first_leaf(name: str, given: Any) -> tuple[str, ...]:
+    return (name, *_first_leaf(*next(iter(given.items())))) if isinstance(given, dict) else (name,)
 
 
 def _default_part(hint: Any) -> Any:

@@ -4,6 +4,8 @@ import copy
 import json
 import logging
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from torch import nn
 from presswork.errors import ConfigError, TrainingError
 from presswork.models.adapters import Adapter
 from presswork.models.transformer import Transformer
+from presswork.text.lock import kept_from_others
 from presswork.text.tokenizer import tokenizer_files
 from presswork.training.checkpoint import STATE_FILE
 from presswork.training.distributed import ALONE, Ranks
+from presswork.training.inputs import contents_of, differing
 from presswork.training.recipe import FromCheckpoint, Recipe, ValidatedPlan, as_json, describe
 from presswork.training.trainer import Trainer
 from presswork.weights.config_files import (
@@ -29,6 +33,8 @@ from presswork.weights.peft_files import save_adapter
 from presswork.weights.save import save_model
 
 RECIPE_FILE = "recipe.json"
+INPUTS_FILE = "inputs.json"
+LOCK_FILE = "lock"
 MODEL_FOLDER = "model"
 ADAPTER_FOLDER = "adapter"
 
@@ -39,6 +45,22 @@ _MAY_CHANGE = ("train.expert_parallel ", "generation.")
 logger = logging.getLogger(__name__)
 
 
+@contextmanager
+def kept_run(folder: Path, ranks: Ranks = ALONE) -> Iterator[None]:
+    """A run's folder, made and held, so that no second run writes to it. Raises DataError where another does."""
+    with ExitStack() as held:
+        ranks.first_does(lambda: _hold(folder, held))
+        yield
+
+
+def _hold(folder: Path, held: ExitStack) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot make {folder}: {error.strerror or error}; give another folder") from error
+    held.enter_context(kept_from_others(folder / LOCK_FILE, by="training run"))
+
+
 def open_run(recipe: Recipe, folder: Path, ranks: Ranks = ALONE) -> Trainer:
     """The trainer of a recipe in a folder, at the step the folder is at; the recipe is written beside its state.
 
@@ -46,46 +68,66 @@ def open_run(recipe: Recipe, folder: Path, ranks: Ranks = ALONE) -> Trainer:
         ranks: the processes of the run, which share the folder.
 
     Raises:
-        ConfigError: the folder holds a run of another recipe.
+        ConfigError: the folder holds a run of another recipe or of other data.
         DataError: there is nothing to train on.
     """
-    _refuse_another(recipe, folder)
+    contents: dict[str, str] = {}
+    ranks.first_does(lambda: contents.update(_refuse_another(recipe, folder)))
     model = recipe.start.build()
+    if not recipe.train.diffusion_weight and model.own_encoder is not None:
+        raise ConfigError(
+            "train.diffusion_weight is 0, and the model's two modes do not share their weights, so that it cannot be "
+            "saved as an autoregressive one; start from a tied model, or train the canvases too"
+        )
     if recipe.lora is not None:
         model.requires_grad_(False)
         model.adapter = new_adapter(model.config, recipe.lora)
     validation = recipe.data.validate_on(model) if isinstance(recipe.data, ValidatedPlan) else ()
     trainer = Trainer(model, recipe.data.open(model), recipe.train, folder, validation, ranks)
-    ranks.first_does(lambda: _remember(recipe, folder))
+    ranks.first_does(lambda: _remember(recipe, contents, folder))
     return trainer
 
 
-def _refuse_another(recipe: Recipe, folder: Path) -> None:
-    """Raise where the folder's state is that of a recipe with other values."""
-    file = folder / RECIPE_FILE
-    if not file.exists() or not (folder / STATE_FILE).exists():
-        return
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {file}: {error}; remove it to go on with the run there") from error
+def _refuse_another(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """Raise where the folder's state is that of a recipe with other values or other data; returns the data's sums."""
+    contents = contents_of(recipe)
+    if not (folder / STATE_FILE).exists():
+        return contents
+    before = _remembered(folder / RECIPE_FILE, describe(recipe))
     changes = [line for line in _differences(before, describe(recipe)) if not line.startswith(_MAY_CHANGE)]
     if changes:
         raise ConfigError(
             f"{folder} holds a run of another recipe: {'; '.join(changes[:3])}; go on with that one, or train in "
             "another folder"
         )
+    others = differing(_remembered(folder / INPUTS_FILE, contents), contents)
+    if others:
+        raise ConfigError(
+            f"{folder} holds a run that read other contents of {', '.join(others[:3])}; put them back, or train in "
+            "another folder"
+        )
+    return contents
 
 
-def _remember(recipe: Recipe, folder: Path) -> None:
-    file = folder / RECIPE_FILE
-    partial = file.with_suffix(".partial")
+def _remembered(file: Path, default: Any) -> Any:
+    if not file.exists():
+        return default
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.write_text(as_json(recipe) + "\n", encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise TrainingError(f"cannot write {file}: {error}") from error
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {file}: {error}; remove it to go on with the run there") from error
+
+
+def _remember(recipe: Recipe, contents: Mapping[str, str], folder: Path) -> None:
+    for name, text in ((RECIPE_FILE, as_json(recipe)), (INPUTS_FILE, json.dumps(contents, indent=2))):
+        file = folder / name
+        partial = file.with_suffix(".partial")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(file)
+        except OSError as error:
+            raise TrainingError(f"cannot write {file}: {error}") from error
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

@@ -131,7 +131,10 @@ def _rendered(
         silent = {name: value for name, value in turn.items() if name not in _THOUGHTS}
         if template.render([*before, silent], tools=tools, add_generation_prompt=False) != whole:
             prompt = opening
-    return prompt, whole[len(opening) :].rstrip("\n")
+    # What stands behind the end of a turn is the next one's business; line ends of the turn's own text are not.
+    behind = marked.rpartition(_MARK)[2]
+    num_behind = len(behind) - len(behind.rstrip("\n"))
+    return prompt, whole[len(opening) : len(whole) - num_behind]
 
 
 def _alike(one: str, other: str) -> str:
@@ -192,14 +195,16 @@ def read_examples(files: Sequence[Path], reader: ExampleReader, row_length: int,
 def read_records(files: Sequence[Path], faults: list[str]) -> Iterator[tuple[str, Any]]:
     """(where, record) of every line of .jsonl files, and (where, text) of every other file.
 
-    Lines and files that cannot be read are added to faults. Raises DataError for a missing file.
+    Lines and files that cannot be read are added to faults. Raises DataError for a missing file and for a .json file.
     """
     for file in files:
         try:
             data = file.read_bytes()
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror or error}") from error
-        if file.suffix != ".jsonl":
+        if file.suffix.lower() == ".json":
+            raise DataError(f"{file} is neither .jsonl nor plain text; write one JSON object a line, to a .jsonl file")
+        if file.suffix.lower() != ".jsonl":
             try:
                 yield str(file), data.decode("utf-8")
             except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -56,12 +56,14 @@ class CarryingSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one logged step looked like; losses are of its last batch, the validation losses those of the last look."""
+    """What training looked like at a step. Losses are means over all batches since the last report, the causal one over
+    those that had targets (None: there were none); validation losses are those of the last look.
+    """
 
     step: int
     loss: float
     diffusion: float
-    encoder: float
+    encoder: float | None
     balance: float
     canvas_accuracy: float
     gradient_norm: float
@@ -74,6 +76,28 @@ class StepReport:
 
 
 @dataclass(slots=True)
+class _Sums:
+    """Losses added up since the last report."""
+
+    num_batches: int = 0
+    num_causal: int = 0
+    total: float = 0.0
+    diffusion: float = 0.0
+    encoder: float = 0.0
+    balance: float = 0.0
+    canvas_accuracy: float = 0.0
+
+    def add(self, losses: Losses, has_targets: bool) -> None:
+        self.num_batches += 1
+        self.num_causal += has_targets
+        self.total += float(losses.total.detach())
+        self.diffusion += float(losses.diffusion)
+        self.encoder += float(losses.encoder)
+        self.balance += float(losses.balance)
+        self.canvas_accuracy += float(losses.canvas_accuracy)
+
+
+@dataclass(slots=True)
 class _Progress:
     """What is saved of the loop itself."""
 
@@ -83,6 +107,11 @@ class _Progress:
     num_worse: int = 0
     is_stopped: bool = False
     validation: tuple[float, float] | None = None
+    sums: _Sums = field(default_factory=_Sums)
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> "_Progress":
+        return cls(**{**saved, "sums": _Sums(**saved.get("sums", {}))})
 
 
 class Trainer:
@@ -132,7 +161,7 @@ class Trainer:
             self.optimizer.restore(state["optimizer"])
             if isinstance(source, CarryingSource):
                 source.restore(state["source"])
-            self._progress = _Progress(**state["progress"])
+            self._progress = _Progress.of(state["progress"])
             self._best = state["best"]
             logger.info("resumed %s at step %d", folder, self.next_step)
 
@@ -174,18 +203,20 @@ class Trainer:
                 if is_asked:
                     break
                 step = progress.next_step
-                losses, norm, counted = self._step(step)
+                norm, counted = self._step(step)
                 num_canvases, num_tokens = num_canvases + counted[0], num_tokens + counted[1]
                 progress.next_step, progress.elapsed_s = step + 1, before + time.perf_counter() - started
                 self._look(step)
                 is_last = progress.next_step == last or progress.is_stopped
-                if progress.next_step % self.config.checkpoint_every == 0 or is_last:
-                    self.save()
+                report = None
                 if progress.next_step % self.config.log_every == 0 or is_last:
                     spent = time.perf_counter() - mark
-                    report = self._report(step, losses, norm, num_canvases / spent, num_tokens / spent)
+                    report = self._report(step, norm, num_canvases / spent, num_tokens / spent)
                     if metrics is not None:
                         metrics.write(step, asdict(report))
+                if progress.next_step % self.config.checkpoint_every == 0 or is_last:
+                    self.save()
+                if report is not None:
                     yield report
                     num_canvases, num_tokens, mark = 0, 0, time.perf_counter()
             if is_asked:
@@ -195,8 +226,8 @@ class Trainer:
         """The run's figures, which the first process writes."""
         return MetricsLog(self.folder, first_step=self.next_step) if self.ranks.is_first else nullcontext()
 
-    def _step(self, step: int) -> tuple[Losses, float, tuple[int, int]]:
-        """(losses of the last batch, gradient norm, (canvases, tokens))."""
+    def _step(self, step: int) -> tuple[float, tuple[int, int]]:
+        """(gradient norm, (canvases, tokens)). Mutates the progress: losses are added up."""
         count, num_canvases, num_tokens = self.config.accumulate, 0, 0
         batches = []
         for i in range(count):
@@ -209,6 +240,7 @@ class Trainer:
                 )  # fmt: skip
                 if not torch.isfinite(losses.total):
                     raise self._failure("loss", step, [batch])
+                self._progress.sums.add(losses, batch.has_targets)
                 if isinstance(self._source, CarryingSource):
                     self._source.observe(number, batch, losses.hidden, self.model)
                 (losses.total / count).backward()
@@ -219,7 +251,7 @@ class Trainer:
         norm = self.optimizer.step(step)
         if not math.isfinite(norm):
             raise self._failure("gradient", step, batches)
-        return losses, norm, (num_canvases, num_tokens)
+        return norm, (num_canvases, num_tokens)
 
     def _failure(self, what: str, step: int, batches: Sequence[Batch]) -> TrainingError:
         """The error of a step that cannot be taken; what it was of is written down where that is possible."""
@@ -262,15 +294,17 @@ class Trainer:
         parts = ([float(losses.diffusion) for losses in found], [float(losses.encoder) for losses in found])
         return sum(parts[0]) / len(found), sum(parts[1]) / len(found)
 
-    def _report(self, step: int, losses: Losses, norm: float, canvases_per_s: float, tokens_per_s: float) -> StepReport:
-        validation = self._progress.validation or (None, None)
+    def _report(self, step: int, norm: float, canvases_per_s: float, tokens_per_s: float) -> StepReport:
+        """The means of what was added up. Mutates the progress: adding up begins anew."""
+        validation, sums = self._progress.validation or (None, None), self._progress.sums
+        self._progress.sums = _Sums()
         return StepReport(
             step=step,
-            loss=float(losses.total.detach()),
-            diffusion=float(losses.diffusion),
-            encoder=float(losses.encoder),
-            balance=float(losses.balance),
-            canvas_accuracy=float(losses.canvas_accuracy),
+            loss=sums.total / sums.num_batches,
+            diffusion=sums.diffusion / sums.num_batches,
+            encoder=sums.encoder / sums.num_causal if sums.num_causal else None,
+            balance=sums.balance / sums.num_batches,
+            canvas_accuracy=sums.canvas_accuracy / sums.num_batches,
             gradient_norm=norm,
             learning_rate=learning_rate(self.config.optimizer, step, self.config.num_steps),
             canvases_per_s=canvases_per_s,
@@ -337,9 +371,9 @@ def _lay_out(
             f"expert_parallel is {shared}; it must divide the number of processes, {ranks.num}, and of experts, "
             f"{num_experts}"
         )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is 'cuda', but torch sees no CUDA device; set train.device=cpu")
     if ranks.num == 1:
-        if config.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device is 'cuda', but torch sees no CUDA device; set train.device=cpu")
         return OneProcess(model, torch.device(config.device))
     if shared > 1 and model.adapter is not None:
         raise ConfigError(f"an adapter is trained with whole experts: expert_parallel must be 1, got {shared}")

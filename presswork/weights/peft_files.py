@@ -35,6 +35,8 @@ _KEY = re.compile(r"(?P<module>.+?)(?P<nested>(?:\.base_layer)*)\.lora_(?P<side>
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 _UNSUPPORTED = (
     "use_dora", "lora_bias", "fan_in_fan_out", "modules_to_save", "layer_replication", "trainable_token_indices",
+    "alora_invocation_tokens", "use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config",
+    "velora_config",
 )  # fmt: skip
 _EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 
@@ -116,7 +118,9 @@ def load_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
         name = _weight_name(relative, sides, places)
         if not modes or name is None:
             raise CheckpointError(f"{folder / WEIGHTS_FILE} adapts {module}{nested}, which this model does not have")
-        factors = _factors(sides, places[name], settings, module, folder / WEIGHTS_FILE)
+        # peft knows a parameter that is no module's weight by the module's name and its own.
+        key = module if name.endswith(".weight") else f"{module}.{name.rpartition('.')[2]}"
+        factors = _factors(sides, places[name], settings, key, folder / WEIGHTS_FILE)
         sites |= {(mode, name): factors for mode in modes if mode == "decoder" or not is_canvas_only(name)}
     adapter = assemble(config, sites, is_shared=_is_shared(sites))
     return adapter.requires_grad_(False).eval()
@@ -192,16 +196,16 @@ def _has_rows(sides: Mapping[str, Tensor], place: Place) -> bool:
     return "B" not in sides or sides["B"].shape[0] == place.shape[-2]
 
 
-def _factors(sides: Mapping[str, Tensor], place: Place, settings: Section, module: str, path: Path) -> Factors:
+def _factors(sides: Mapping[str, Tensor], place: Place, settings: Section, key: str, path: Path) -> Factors:
     if sides.keys() != {"A", "B"}:
-        raise CheckpointError(f"{path} holds lora_{next(iter(sides))} of {module} without its other half")
+        raise CheckpointError(f"{path} holds lora_{next(iter(sides))} of {key} without its other half")
     a, b = sides["A"], sides["B"]
     *experts, num_rows, inner = place.shape
     num_experts = experts[0] if experts else 1
     fits = a.ndim == b.ndim == 2 and a.shape[0] == b.shape[1] and a.shape[0] % num_experts == 0 and a.shape[0]
     if not fits or a.shape[1] != inner or b.shape[0] != num_rows:
         raise CheckpointError(
-            f"the factors of {module} in {path} have shapes {list(a.shape)} and {list(b.shape)}, but the model's "
+            f"the factors of {key} in {path} have shapes {list(a.shape)} and {list(b.shape)}, but the model's "
             f"weight is {list(place.shape)}; the adapter belongs to another model"
         )
     rank = a.shape[0] // num_experts
@@ -209,7 +213,7 @@ def _factors(sides: Mapping[str, Tensor], place: Place, settings: Section, modul
         a, b = a.view(num_experts, rank, inner), b.view(num_rows, rank, num_experts).permute(2, 0, 1).contiguous()
     alpha = settings.number("lora_alpha", 8)
     for pattern in settings.section("alpha_pattern", {}).values:
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(rf"(.*\.)?({pattern})$", key):
             alpha = settings.section("alpha_pattern").number(pattern)
             break
     return Factors(a, b, alpha / (math.sqrt(rank) if settings.flag("use_rslora", False) else rank))

@@ -23,6 +23,7 @@ from presswork.tasks.sudoku.encoding import read_puzzle
 from presswork.tasks.sudoku.generate import generate, parse_clues, solve
 from presswork.tasks.text_files import write_text_files
 from presswork.testing import tiny_model
+from presswork.text.lock import kept_from_others
 from presswork.text.tokenizer import Tokenizer
 from presswork.training.checkpoint import load_state
 from presswork.training.metrics import read_metrics
@@ -395,15 +396,25 @@ def test_train_makes_a_model_that_loads_and_goes_on_where_it_stopped(capsys, tmp
     assert json.loads(out)["last"]["step"] == 3 and "step 2: length 5.000" in err
     assert read_metrics(folder, "evaluations.jsonl") == [{"step": 1, "length": 5.0}, {"step": 3, "length": 5.0}]
     assert load(folder / "model").generate(prompt_token_ids=[3], max_tokens=3, ignore_eos=True).token_ids
-    code, _, err = run(capsys, "train", RECIPE, "--out", str(folder))
-    assert code == 0 and "going on at step 4" in err
+    # The process ended while step 4 was evaluated.
+    lines = (folder / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    (folder / "evaluations.jsonl").write_text(lines[0])
+    with kept_from_others(folder / "lock"):
+        code, _, err = run(capsys, "train", RECIPE, "--out", str(folder))
+        assert code == 2 and "another training run writes to" in err and "Traceback" not in err
+    code, out, err = run(capsys, "train", RECIPE, "--out", str(folder), "--json")
+    assert code == 0 and "going on at step 4" in err and json.loads(out)["last"]["step"] == 3
+    assert (folder / "evaluations.jsonl").read_text().splitlines(keepends=True) == lines
     code, _, err = run(capsys, "train", RECIPE, "--out", str(folder), "--set", "data.first=1")
     assert code == 2 and "holds a run of another recipe: data.first was 0, is 1" in err
 
 
 def test_train_shows_a_batch_and_trains_nothing(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run(capsys, "train", RECIPE, "--dry-run")
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    code, out, _ = run(capsys, "--threads", "3", "train", RECIPE, "--dry-run")
+    assert asked == [3]
     assert code == 0 and not (tmp_path / "runs").exists()
     assert out.startswith("8 rows of 12 tokens, 8 canvases of 8; the causal loss counts 88 tokens, 4 canvases")
     assert "canvas at 4, sees 0 .. 3 and itself" in out and "sees   xxxx........" in out

@@ -96,6 +96,7 @@ def from_peft(oracle: Any, folder: Path, **changes: Any) -> Any:
         {},
         {"use_rslora": True},
         {"alpha_pattern": {"q_proj": 3, r"layers\.1\.mlp\.up_proj": 5}, "rank_pattern": {"q_proj": 2}},
+        {"alpha_pattern": {"down_proj": 64}},
         {"target_modules": r"model\.decoder\..*down_proj", "target_parameters": ["decoder.layers.0.experts.down_proj"]},
         {"target_modules": r"model\.encoder\.language_model\..*_proj", "target_parameters": None},
     ],

@@ -80,6 +80,13 @@ def test_an_endless_loop_is_ended_with_what_it_started() -> None:
     assert time.perf_counter() - start < 5
 
 
+def test_a_child_that_leaves_the_group_holds_nothing_up() -> None:
+    start = time.perf_counter()
+    source = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(20)\n    os._exit(0)\ntime.sleep(20)"
+    assert run_isolated(source, timeout_s=0.5).reason == "timeout"
+    assert time.perf_counter() - start < 5
+
+
 def test_a_program_sees_nothing_of_ours(monkeypatch) -> None:
     monkeypatch.setenv("PRESSWORK_SECRET", "x")
     source = f"import os; assert not os.environ.get('PRESSWORK_SECRET'); assert os.getcwd() != {os.getcwd()!r}"

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from presswork.models.adapters import LoraConfig
 from presswork.models.transformer import Transformer
 from presswork.testing import tiny_model
 from presswork.training.loss import Batch, Drafts, RouterLoads, batch_losses, decode, draft_canvases, encode
 from presswork.training.trainer import recompute_layers
+from presswork.weights.lora import merge_adapter, new_adapter
 
 CANVAS, VOCAB = 8, 64
 
@@ -195,6 +197,39 @@ class TestBalance:
         loads(0, torch.full((5, 16), 3.0))
         # Normed rows are ones; times 16^-1/2 and summed over 16 entries of 0.5 they give the logit 2.
         assert float(loads.loss().detach()) == pytest.approx(2 * math.exp(2) / (math.exp(2) + 1), rel=1e-4)
+
+    def test_padding_does_not_count(self, model) -> None:
+        """Each row's last six tokens are padding, which no earlier position and no canvas sees."""
+        given = batch(starts=torch.tensor([4, 6, 5]))
+        targets = given.targets.clone()
+        targets[:, 13:] = -100
+        found = []
+        for token in (1, 2):
+            ids = given.ids.clone()
+            ids[:, 14:] = token
+            found.append(batch_losses(model, replace(given, ids=ids, targets=targets), balance_weight=1.0))
+        assert float(found[0].encoder) == float(found[1].encoder)
+        assert float(found[0].balance) == float(found[1].balance)
+        none = replace(given, targets=torch.full_like(targets, -100))
+        assert float(batch_losses(model, none, balance_weight=1.0).balance) > 0.9
+
+    def test_an_adapted_router_is_the_one_that_is_watched(self) -> None:
+        model = tiny_model().requires_grad_(False)
+        model.adapter = new_adapter(model.config, LoraConfig(rank=2, targets=("*.router.proj",)))
+        with torch.no_grad():
+            for parameter in model.adapter.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+        merged = tiny_model()
+        merge_adapter(merged, model.adapter)
+        last = model.adapter.decoder.layers[-1].experts.router.parts[0].b  # type: ignore[union-attr]
+        steepest = []
+        for weight in (0.0, 1e3):
+            last.grad = None
+            adapted = batch_losses(model, batch(), balance_weight=weight)
+            adapted.total.backward()
+            steepest.append(float(last.grad.abs().max()))
+        torch.testing.assert_close(adapted.balance, batch_losses(merged, batch(), balance_weight=1.0).balance.detach())
+        assert steepest[1] > 10 * steepest[0]
 
     def test_equal_shares_are_one(self) -> None:
         model = tiny_model()

@@ -9,9 +9,13 @@ import torch
 
 from presswork.engine.loader import load
 from presswork.errors import ConfigError
+from presswork.models.adapters import LoraConfig
+from presswork.testing import tiny_model
 from presswork.training.metrics import MetricsLog, read_metrics
+from presswork.training.packing import PackConfig
 from presswork.training.recipe import FromCheckpoint, as_json, describe, load_recipe, override
 from presswork.training.run import averaged_model, export, open_run
+from presswork.training.text_files import TextPlan
 from presswork.weights.config_files import read_generation_config, read_layout, write_generation_config
 from presswork.weights.convert import convert
 from presswork.weights.hub import ASSETS
@@ -33,6 +37,14 @@ def test_fields_are_set_by_their_path_and_read_as_their_type() -> None:
     assert found.train.optimizer.algorithm == "muon" and found.train.log_every == 1
 
 
+def test_fields_that_only_fit_together_are_set_in_any_order() -> None:
+    settings = ["train.log_every=3", "evaluate_every=9", "train.patience=2", "train.validate_every=3"]
+    for order in (settings, settings[::-1]):
+        found = override(load_recipe(FILE), order)
+        assert (found.train.log_every, found.evaluate_every, found.train.patience) == (3, 9, 2)
+    assert override(load_recipe(FILE), ["data.first=3", "data.first=4"]).data.first == 4
+
+
 def test_generation_defaults_can_be_set_too() -> None:
     found = override(load_recipe(FILE), ["generation.entropy_bound=0.3", "generation.stability_threshold=none"])
     assert found.generation == {
@@ -50,7 +62,7 @@ def test_generation_defaults_can_be_set_too() -> None:
         ("train.compile=yes", "train.compile: 'yes' cannot be read as bool"),
         ("train.optimizer.algorithm=sgd", "'sgd' cannot be read as adamw or muon"),
         ("train.optimizer.betas=0.9", "'0.9' cannot be read as"),
-        ("train.num_steps.x=1", "train.num_steps has no field 'x'; it has none"),
+        ("train.num_steps.x=1", "train.num_steps.x: train.num_steps has no fields; it is 4"),
         ("train.num_steps=0", "num_steps must be positive, got 0"),
         ("evaluate=none", "evaluate_every is 2, but nothing is evaluated; set 0"),
         ("train.log_every=3", "evaluate_every must be 0 or a multiple of train.log_every (3), got 2"),
@@ -98,6 +110,37 @@ def test_a_run_keeps_its_recipe_and_refuses_another(tmp_path: Path) -> None:
     assert open_run(recipe, tmp_path).next_step == 2
     with pytest.raises(ConfigError, match=r"holds a run of another recipe: train.num_steps was 4, is 9; go on with"):
         open_run(override(recipe, ["train.num_steps=9"]), tmp_path)
+
+
+def test_a_run_refuses_other_data_and_other_weights_beside_its_adapter(tmp_path: Path) -> None:
+    recipe = load_recipe(FILE)
+    base = export(open_run(recipe, tmp_path / "base"), recipe)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"text": "CCO"}\n{"text": "CNC"}\n')
+    pack = PackConfig(num_rows=2, row_length=24, canvases_per_row=2, canvas_length=8)
+    adapted = replace(
+        recipe, start=FromCheckpoint(model=str(base)), lora=LoraConfig(rank=2), write_text_files=None,
+        data=TextPlan(train=(lines,), validation=(lines,), tokenizer=str(base), pack=pack),
+    )  # fmt: skip
+    run = tmp_path / "run"
+    list(open_run(adapted, run).run(until=2))
+    assert open_run(adapted, run).next_step == 2
+    lines.write_text('{"text": "CCO"}\n{"text": "COC"}\n')
+    with pytest.raises(ConfigError, match=r"holds a run that read other contents of .*lines\.jsonl; put them back, or"):
+        open_run(adapted, run)
+    lines.write_text('{"text": "CCO"}\n{"text": "CNC"}\n')
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ConfigError, match=r"read other contents of .*base/model/model\.safetensors"):
+        open_run(adapted, run)
+
+
+def test_a_causal_run_of_an_untied_model_is_refused_before_it_begins(tmp_path: Path) -> None:
+    made = tiny_model(tie_word_embeddings=False)
+    save_model(made, tmp_path / "untied")
+    recipe = replace(load_recipe(FILE), start=FromCheckpoint(model=str(tmp_path / "untied")))
+    with pytest.raises(ConfigError, match=r"diffusion_weight is 0, and the model's two modes do not share"):
+        open_run(override(recipe, ["train.diffusion_weight=0"]), tmp_path / "run")
 
 
 def test_what_a_model_is_saved_with_may_change_and_is_checked_before_the_first_step(tmp_path: Path) -> None:

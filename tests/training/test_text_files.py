@@ -65,6 +65,19 @@ def test_prompts_go_through_the_template_as_in_generation(tokenizer, reader) -> 
     assert shown(tokenizer, bare, {"prompt": "C", "completion": "CO"}) == [("<bos>C", "CO<eos>")]
 
 
+@pytest.mark.parametrize(
+    ("behind", "completion"), [("", "CO\n\n"), ("\n", "CO"), ("\n", "CO\n"), ("]\n", "CO\n"), ("", "\n")]
+)
+def test_line_ends_of_a_completion_are_its_own(folder: Path, tokenizer, behind: str, completion: str) -> None:
+    """Line ends that a template writes behind a turn belong to no turn."""
+    turn = "{{ m.content }}{{ '" + behind + "' if m.role != 'user' }}"
+    template = ChatTemplate("{% for m in messages %}" + turn + "{% endfor %}")
+    reader = ExampleReader(tokenizer, template, BOS_ID, EOS_ID)
+    ((_, found),) = shown(tokenizer, reader, {"prompt": "C", "completion": completion})
+    # The tokenizer of molecules has no line ends.
+    assert found == (completion + behind.rstrip("\n")).replace("\n", "<unk>") + "<eos>"
+
+
 CHANNELS = (
     "{{ '<bos>' }}{% for m in messages %}{{ '(' if m.role == 'user' else '[' }}"
     "{% if m.reasoning and loop.last %}{{ '=#' + m.reasoning + '#' }}{% endif %}{{ m.content | trim }}"
@@ -157,6 +170,11 @@ def test_files_that_cannot_be_used(tmp_path, reader) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match=r"nothing to train on in .*empty.jsonl: the files are empty"):
         read_examples([tmp_path / "empty.jsonl"], reader, 40, 8)
+    (tmp_path / "all.json").write_text("[]")
+    with pytest.raises(DataError, match=r"all.json is neither .jsonl nor plain text; write one JSON object a line"):
+        read_examples([tmp_path / "all.json"], reader, 40, 8)
+    (tmp_path / "LOUD.JSONL").write_text('{"text": "CCO"}\n{"text": "CN"}\n')
+    assert len(read_examples([tmp_path / "LOUD.JSONL"], reader, 40, 8)) == 2
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="not UTF-8 text"):
         read_examples([tmp_path / "bad.txt"], reader, 40, 8)

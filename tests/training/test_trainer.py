@@ -211,6 +211,33 @@ def test_metrics_are_a_line_a_report(tmp_path) -> None:
     assert all(line["canvases_per_s"] > 0 and line["elapsed_s"] > 0 for line in lines)
 
 
+def silent_half(step: int) -> Batch:
+    """Every other batch has no target."""
+    made = counting(step)
+    return made if step % 2 == 0 else replace(made, targets=torch.full_like(made.targets, -100))
+
+
+def test_a_report_is_the_mean_since_the_last_one_also_when_resumed(tmp_path) -> None:
+    single = list(trainer(tmp_path / "single", silent_half).run())
+    first = trainer(tmp_path / "pairs", silent_half, log_every=3, accumulate=1)
+    found = list(first.run(until=3))
+    running = trainer(tmp_path / "pairs", silent_half, log_every=3).run()
+    found += list(running)
+    assert [report.step for report in found] == [2, 5]
+    for report, parts in zip(found, (single[:3], single[3:]), strict=True):
+        for name in ("loss", "diffusion", "canvas_accuracy"):
+            assert getattr(report, name) == pytest.approx(sum(getattr(r, name) for r in parts) / 3)
+        causal = [r.encoder for r in parts if r.encoder is not None]
+        assert 0 < len(causal) < 3 and report.encoder == pytest.approx(sum(causal) / len(causal))
+    # Asked to stop between two reports, a run adds up what it did before and after.
+    stopped = trainer(tmp_path / "stopped", silent_half, log_every=3, checkpoint_every=100)
+    step = stopped._step
+    stopped._step = lambda number: (stopped.ask_to_stop() if number == 1 else None, step(number))[1]  # type: ignore[method-assign]
+    assert list(stopped.run()) == []
+    (again, _) = trainer(tmp_path / "stopped", silent_half, log_every=3).run()
+    assert (again.step, again.loss, again.encoder) == (2, found[0].loss, found[0].encoder)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_passes_give_the_same_losses(tmp_path) -> None:

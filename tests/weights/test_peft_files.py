@@ -60,6 +60,7 @@ def with_tensors(change: Callable[[dict], object]) -> Callable[[Path], None]:
         (lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"abc"), "is cut short or not a safetensors file"),
         (with_settings(peft_type="IA3"), "peft_type must be LORA, got 'IA3'"),
         (with_settings(use_dora=True), "use_dora is not supported"),
+        (with_settings(alora_invocation_tokens=[5, 6]), "alora_invocation_tokens is not supported"),
         (with_settings(bias="all"), "bias is not supported"),
         (with_settings(modules_to_save=["lm_head"]), "modules_to_save is not supported"),
         (with_settings(init_lora_weights="pissa"), "'pissa' changes the model's own weights"),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from presswork.cli.model import loading_bar
+from presswork.cli.model import apply_threads, loading_bar
 from presswork.cli.options import ModelArgument
 from presswork.cli.output import note
 
@@ -14,6 +14,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def convert(
+    context: typer.Context,
     model: ModelArgument,
     out: Annotated[Path, typer.Argument(help="The new model's folder.", metavar="FOLDER")],
     canvas: Annotated[int, typer.Option(help="Tokens of its canvas.", min=1)] = 256,
@@ -32,6 +33,7 @@ def convert(
     from presswork.weights.convert import convert as write
     from presswork.weights.hub import resolve
 
+    apply_threads(context.obj)
     folder = resolve(model)
     with loading_bar(model) as progress:
         write(folder, out, canvas_length=canvas, extra=tokenizer_files(folder), progress=progress)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from presswork.cli.model import loading_bar
+from presswork.cli.model import apply_threads, loading_bar
 from presswork.cli.options import ModelArgument
 from presswork.cli.output import note
 
@@ -14,6 +14,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def merge(
+    context: typer.Context,
     model: ModelArgument,
     adapter: Annotated[Path, typer.Argument(help="The adapter's folder.", metavar="ADAPTER")],
     out: Annotated[Path, typer.Argument(help="The new model's folder.", metavar="FOLDER")],
@@ -32,6 +33,7 @@ def merge(
     from presswork.weights.files import GENERATION_CONFIG_FILE
     from presswork.weights.hub import resolve
 
+    apply_threads(context.obj)
     folder = resolve(model)
     defaults = folder / GENERATION_CONFIG_FILE
     others = [*tokenizer_files(folder), *([defaults] if defaults.is_file() else [])]

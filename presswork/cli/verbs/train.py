@@ -18,6 +18,7 @@ from presswork.errors import PressworkError
 if TYPE_CHECKING:
     from presswork.text.tokenizer import Tokenizer
     from presswork.training.distributed import Ranks
+    from presswork.training.metrics import MetricsLog
     from presswork.training.recipe import Recipe
     from presswork.training.trainer import StepReport, Trainer
 
@@ -26,6 +27,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def train(
+    context: typer.Context,
     recipe: Annotated[Path, typer.Argument(help="A Python file that defines recipe().", metavar="RECIPE")],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run; runs/ and the recipe's name by default.", show_default=False)
@@ -48,10 +50,13 @@ def train(
       presswork train recipes/molecules.py --out runs/quick --set train.num_steps=200 --set data.free_share=0.5
       presswork train recipes/molecules.py --dry-run
     """
+    from presswork.cli.model import apply_threads
     from presswork.settings import Launch
     from presswork.training.distributed import joined
     from presswork.training.recipe import load_recipe, override
+    from presswork.training.run import kept_run
 
+    apply_threads(context.obj)
     with joined(Launch.from_env()) as ranks:
         if not ranks.is_first:
             # What one process says of data and weights need not be said by each.
@@ -63,7 +68,9 @@ def train(
             if ranks.is_first:
                 _show_batch(wanted)
             return
-        is_done = _train(wanted, out or Path("runs") / recipe.stem, ranks, as_json)
+        folder = out or Path("runs") / recipe.stem
+        with kept_run(folder, ranks):
+            is_done = _train(wanted, folder, ranks, as_json)
     if not is_done:
         raise typer.Exit(130)
 
@@ -83,7 +90,10 @@ def _train(recipe: "Recipe", folder: Path, ranks: "Ranks", as_json: bool) -> boo
     at = f", going on at step {trainer.next_step}" if trainer.next_step else ""
     among = f" on {ranks.num} processes" if ranks.num > 1 else ""
     say(f"training {format_count(num_parameters)} parameters in {folder}{among}{at}")
-    last = _run(trainer, recipe) if ranks.is_first else _follow(trainer, recipe)
+    if ranks.is_first:
+        _run(trainer, recipe)
+    else:
+        _follow(trainer, recipe)
     if not trainer.is_done:
         say(f"stopped after step {trainer.next_step}; run the same command again to go on")
         return False
@@ -91,9 +101,9 @@ def _train(recipe: "Recipe", folder: Path, ranks: "Ranks", as_json: bool) -> boo
     kind = "model" if recipe.lora is None else "adapter"
     say(f"wrote {target}; try: presswork run --{kind} {target}" + _beside(recipe))
     if as_json and ranks.is_first:
-        from dataclasses import asdict
+        from presswork.training.metrics import read_metrics
 
-        print_json({"folder": str(folder), kind: str(target), "last": None if last is None else asdict(last)})
+        print_json({"folder": str(folder), kind: str(target), "last": next(reversed(read_metrics(folder)), None)})
     return True
 
 
@@ -115,40 +125,57 @@ def _follow(trainer: "Trainer", recipe: "Recipe") -> None:
     from presswork.training.run import averaged_model
 
     with _stops_cleanly(trainer):
+        if _is_owed(trainer, recipe):
+            averaged_model(trainer)
         for report in trainer.run():
-            if _is_evaluated(recipe, report):
+            if _is_evaluated(recipe, report.step):
                 # The first process gathers its model from all.
                 averaged_model(trainer)
 
 
-def _is_evaluated(recipe: "Recipe", report: "StepReport") -> bool:
+def _is_evaluated(recipe: "Recipe", step: int) -> bool:
     every = recipe.evaluate_every
-    return recipe.evaluate is not None and every > 0 and (report.step + 1) % every == 0
+    return recipe.evaluate is not None and every > 0 and (step + 1) % every == 0
 
 
-def _run(trainer: "Trainer", recipe: "Recipe") -> "StepReport | None":
-    """Train with a bar where standard error is a terminal, else a line a report; returns the last report."""
+def _is_owed(trainer: "Trainer", recipe: "Recipe") -> bool:
+    """Whether the run broke off while the step it goes on behind was evaluated. All processes must ask."""
+    from presswork.training.metrics import EVALUATIONS_FILE, read_metrics
+
+    step = trainer.next_step - 1
+    if step < 0 or not _is_evaluated(recipe, step):
+        return False
+    known = read_metrics(trainer.folder, EVALUATIONS_FILE) if trainer.ranks.is_first else []
+    return trainer.ranks.share(all(row["step"] != step for row in known))
+
+
+def _run(trainer: "Trainer", recipe: "Recipe") -> None:
+    """Train with a bar where standard error is a terminal, else a line a report."""
     from presswork.training.metrics import EVALUATIONS_FILE, MetricsLog
 
-    last: StepReport | None = None
     trainer.folder.mkdir(parents=True, exist_ok=True)
     with _stops_cleanly(trainer), _bar(trainer) as show, MetricsLog(trainer.folder, EVALUATIONS_FILE) as log:
-        for last in trainer.run():
+        if _is_owed(trainer, recipe):
+            _note_evaluation(trainer, recipe, trainer.next_step - 1, log)
+        for report in trainer.run():
             try:
-                show(last)
+                show(report)
             except BrokenPipeError:
                 if trainer.ranks.num == 1:
                     trainer.save()
                 raise
-            if _is_evaluated(recipe, last):
-                try:
-                    figures = _evaluate(trainer, recipe)
-                except PressworkError as error:
-                    note(f"step {last.step + 1}: not evaluated: {error}")
-                    continue
-                log.write(last.step, {"step": last.step, **figures})
-                note(f"step {last.step + 1}: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
-    return last
+            if _is_evaluated(recipe, report.step):
+                _note_evaluation(trainer, recipe, report.step, log)
+
+
+def _note_evaluation(trainer: "Trainer", recipe: "Recipe", step: int, log: "MetricsLog") -> None:
+    try:
+        figures = _evaluate(trainer, recipe)
+    except PressworkError as error:
+        note(f"step {step + 1}: not evaluated: {error}")
+        return
+    log.write(step, {"step": step, **figures})
+    note(f"step {step + 1}: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
 
 def _evaluate(trainer: "Trainer", recipe: "Recipe") -> dict[str, float]:
@@ -238,10 +265,10 @@ def _bar(trainer: "Trainer") -> Iterator[Any]:
 
 
 def _figures(report: "StepReport") -> str:
-    parts = [
-        f"canvas {report.diffusion:.3f}", f"causal {report.encoder:.3f}", f"right {report.canvas_accuracy:.1%}",
-        f"{report.tokens_per_s:.0f} tokens/s",
-    ]  # fmt: skip
+    parts = [f"canvas {report.diffusion:.3f}"]
+    if report.encoder is not None:
+        parts.append(f"causal {report.encoder:.3f}")
+    parts += [f"right {report.canvas_accuracy:.1%}", f"{report.tokens_per_s:.0f} tokens/s"]
     if report.validation_diffusion is not None:
         parts.append(f"validation {report.validation_diffusion:.3f} and {report.validation_encoder:.3f}")
     return "  ".join(parts)

@@ -63,7 +63,8 @@ def run_isolated(source: str, *, timeout_s: float = 5.0, memory_bytes: int = 1 <
                 return Outcome(False, "timeout")
             finally:
                 _end(process)
-            has_ended = ending.read().decode("utf-8", "replace") == word
+            # Not to the end: what left the program's process group may hold the other side open.
+            has_ended = _waiting(ending.fileno(), len(word)) == word.encode()
         if process.returncode == 0 and has_ended:
             return Outcome(True)
         lines = errors.read_bytes()[-2000:].decode("utf-8", "replace").strip().splitlines()
@@ -72,8 +73,17 @@ def run_isolated(source: str, *, timeout_s: float = 5.0, memory_bytes: int = 1 <
         )
 
 
+def _waiting(pipe: int, num_bytes: int) -> bytes:
+    """What stands in a pipe now, or as many bytes of it."""
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, num_bytes + 1)
+    except BlockingIOError:
+        return b""
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the program and whatever it started."""
+    """Kill the program and what it started, except what has left its process group."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
