@@ -26,11 +26,17 @@ def check_can_apply(file: Path) -> None:
         raise RequestError("--apply writes to the file, and standard input is none; leave it out")
 
 
-def write_atomically(file: Path, text: str) -> None:
-    """Put a text in a file's place, with its permissions: all of it, or nothing. Raises RequestError."""
+def write_atomically(file: Path, text: str, *, over: str) -> None:
+    """Put a text in a file's place, with its permissions: all of it, or nothing.
+
+    Args: over: what the file held when it was read.
+    Raises: RequestError where it holds something else by now, or cannot be written.
+    """
     try:
         # Through a link, so that what it points to is written and the link stays.
         target = file.resolve()
+        if target.read_bytes() != over.encode():
+            raise RequestError(f"{file} has changed since it was read; it is left as it is, run the command again")
         descriptor, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with os.fdopen(descriptor, "wb") as opened:

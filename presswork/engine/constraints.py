@@ -3,9 +3,10 @@
 C classes, V vocabulary.
 """
 
+import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from presswork.diffusion.constraints.automaton import CanvasAutomaton, close, leave_open
-from presswork.errors import RequestError
+from presswork.errors import ConstraintError, RequestError
 from presswork.grammar import disk
 from presswork.grammar.languages import Language
-from presswork.grammar.token_automaton import TokenAutomaton
+from presswork.grammar.token_automaton import TokenAutomaton, without_tokens
 from presswork.grammar.vocabulary import Vocabulary
 from presswork.ops.vocab_head import TokenClasses
 from presswork.text.tokenizer import Tokenizer, with_token_texts
@@ -27,7 +28,7 @@ from presswork.text.tokenizer import Tokenizer, with_token_texts
 MAX_PREPARED = 32  # languages kept in memory; each has a few numbers for every token
 
 
-_Key = tuple[str, frozenset[int], int | None]
+_Key = tuple[str, frozenset[int], int | None, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,14 +89,28 @@ class ConstraintTable:
         self._busy: dict[_Key, threading.Lock] = {}
         self._lock = threading.Lock()
 
-    def find(self, language: Language, end_ids: frozenset[int], pad_id: int | None) -> Constraint:
+    def find(
+        self, language: Language, end_ids: frozenset[int], pad_id: int | None, never: np.ndarray | None = None
+    ) -> Constraint:
         """A language prepared for canvases that these tokens end.
 
+        Args: never: int64, tokens that may not be written.
         Raises:
-            ConstraintError: a language that is malformed, too large, or beyond this tokenizer.
+            ConstraintError: a language that is malformed, too large, or beyond this tokenizer or what is left of it.
             UnsupportedError: no tokenizer, or one whose tokens have no bytes of their own.
         """
-        key = (language.key, end_ids, pad_id)
+        whole = self._find((language.key, end_ids, pad_id, b""), lambda: self._prepared(language, end_ids, pad_id))
+        if never is None or not len(never):
+            return whole
+        if not language.is_open and end_ids <= set(never.tolist()):
+            raise ConstraintError("every token that ends a text is ruled out, and a constraint needs one; allow one")
+        left = without_tokens(whole.automaton.text, never)
+        if left is whole.automaton.text:
+            return whole
+        key = (language.key, end_ids, pad_id, hashlib.blake2b(never.tobytes(), digest_size=16).digest())
+        return self._find(key, lambda: self._for_canvases(left, language, end_ids, pad_id))
+
+    def _find(self, key: _Key, prepare: Callable[[], Constraint]) -> Constraint:
         with self._lock:
             found = self._known(key)
             if found is not None:
@@ -106,7 +121,7 @@ class ConstraintTable:
                 found = self._known(key)
             if found is None:
                 try:
-                    found = self._prepared(language, end_ids, pad_id)
+                    found = prepare()
                 except BaseException:
                     with self._lock:
                         self._busy.pop(key, None)
@@ -121,7 +136,7 @@ class ConstraintTable:
     def is_prepared(self, language: Language, end_ids: frozenset[int], pad_id: int | None) -> bool:
         """Whether `find` has no work left to do for a language."""
         # Without the lock, which is held for long while the vocabulary is read.
-        return (language.key, end_ids, pad_id) in self._found
+        return (language.key, end_ids, pad_id, b"") in self._found
 
     def _known(self, key: "_Key") -> Constraint | None:
         found = self._found.get(key)
@@ -130,7 +145,11 @@ class ConstraintTable:
         return found
 
     def _prepared(self, language: Language, end_ids: frozenset[int], pad_id: int | None) -> Constraint:
-        text = self._text(language)
+        return self._for_canvases(self._text(language), language, end_ids, pad_id)
+
+    def _for_canvases(
+        self, text: TokenAutomaton, language: Language, end_ids: frozenset[int], pad_id: int | None
+    ) -> Constraint:
         if language.is_open:
             automaton = leave_open(text, self._vocab_size)
         else:

@@ -141,24 +141,27 @@ def state_text(state: object) -> str:
 def _letter_sheets(
     engine: "Engine", tokenizer: Tokenizer, state: str, asked: Mapping[str, Question]
 ) -> Iterator[_Sheet]:
-    """As many questions a canvas as it has room for."""
+    """As many questions a canvas as it has room for, and no more than the context has room for their options."""
     canvas, letters = engine.model.config.canvas_length, _letter_tokens(tokenizer)
-    names = list(asked)
+    names, most = list(asked), len(asked)
     while names:
         tokens: list[int] = []
         taken: list[_Asked] = []
         for number, name in enumerate(names, start=1):
             line = tokenizer.encode(f"{number}:", add_special_tokens=False)
             end = tokenizer.encode("\n", add_special_tokens=False)
-            if len(tokens) + len(line) + 1 + len(end) >= canvas:
+            if len(tokens) + len(line) + 1 + len(end) >= canvas or number > most:
                 break
             places = [len(tokens) + len(line)]
             taken.append(_Asked(name=name, places=places, options=[[i] for i in letters[: len(asked[name].options)]]))
             tokens += [*line, letters[0], *end]
         if not taken:
             raise UnsupportedError(f"a canvas of {canvas} tokens has no room for an answer; give a larger model")
-        listed = [asked[one.name] for one in taken]
-        yield _Sheet(prompt=_prompt(engine, _with_options(state, listed)), tokens=_ended(engine, tokens), asked=taken)
+        text = _with_options(state, [asked[one.name] for one in taken])
+        if len(taken) > 1 and len(engine.encode_prompt(text)) > _room(engine):
+            most = len(taken) // 2
+            continue
+        yield _Sheet(prompt=_prompt(engine, text), tokens=_ended(engine, tokens), asked=taken)
         names = names[len(taken) :]
 
 
@@ -211,10 +214,14 @@ def _prompt(engine: "Engine", text: str) -> list[int]:
     ids = engine.encode_prompt(text)
     if not ids:
         raise RequestError("a decision needs a state or instructions: this model has no begin token to start from")
-    room = engine.max_context - engine.model.config.canvas_length
+    room = _room(engine)
     if len(ids) > room:
         raise RequestError(f"the state and its questions take {len(ids)} tokens, and {room} fit; shorten the state")
     return ids
+
+
+def _room(engine: "Engine") -> int:
+    return engine.max_context - engine.model.config.canvas_length
 
 
 def _ended(engine: "Engine", tokens: Sequence[int]) -> list[int]:

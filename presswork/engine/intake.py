@@ -53,6 +53,7 @@ class Intake:
             raise RequestError(f"logit_bias must name tokens in 0..{vocab - 1}, got {unknown[0]}")
         ends = self._ends(params)
         params = with_ends_held_off(params, ends, max_tokens, vocab)
+        never = _never(params, ends, vocab)
         return Request(
             prompt_ids=ids,
             params=params,
@@ -62,9 +63,9 @@ class Intake:
             wants_drafts=wants_drafts,
             adapter=adapter,
             banned=banned,
-            never=_never(params, ends, vocab),
+            never=never,
             start_ids=self._start_ids(params),
-            constraint=self._constraint(params, ends, max_tokens),
+            constraint=self._constraint(params, ends, max_tokens, never),
         )
 
     def is_prepared(self, params: SamplingParams) -> bool:
@@ -122,12 +123,14 @@ class Intake:
             raise UnsupportedError(f"model {self._name!r} has no tokenizer; give start as token ids")
         return self._tokenizer.encode(params.start, add_special_tokens=False)
 
-    def _constraint(self, params: SamplingParams, ends: frozenset[int], max_tokens: int) -> ConstraintState | None:
+    def _constraint(
+        self, params: SamplingParams, ends: frozenset[int], max_tokens: int, never: Tensor
+    ) -> ConstraintState | None:
         if params.constraint is None:
             return None
         if not ends:
             raise UnsupportedError(f"a constraint needs an end token, and model {self._name!r} has none")
-        state = ConstraintState(constraint=self._constraints.find(params.constraint, ends, self._pad_id))
+        state = ConstraintState(constraint=self._constraints.find(params.constraint, ends, self._pad_id, never.numpy()))
         check_room(state, max_tokens, dict(params.pins))
         return state
 

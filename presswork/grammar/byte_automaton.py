@@ -81,13 +81,17 @@ def _compile(root: Expression, symbols: dict[str, int], budget: Budget) -> Dfa:
     products: dict[Expression, Dfa] = {}
 
     def automaton(node: Expression) -> Dfa:
-        return minimize(determinize(build_nfa(node, products, symbols), budget))
+        return smallest(determinize(build_nfa(node, products, symbols), budget))
+
+    def smallest(dfa: Dfa) -> Dfa:
+        budget.spend(dfa.size)
+        return minimize(dfa)
 
     for node in children_first(root):
         if isinstance(node, Intersection | Without):
             is_difference = isinstance(node, Without)
             pairs = product(automaton(node.left), automaton(node.right), is_difference=is_difference, budget=budget)
-            products[node] = minimize(pairs)
+            products[node] = smallest(pairs)
             sizes[node] = products[node].size
         else:
             sizes[node] = nfa_size(node, sizes)

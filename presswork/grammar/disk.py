@@ -16,7 +16,7 @@ from presswork.grammar.token_automaton import TokenAutomaton
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 2  # part of each name; raise it when the same language would be prepared differently
+_FORMAT = 3  # part of each name; raise it when the same language would be prepared differently
 MAX_FILES = 512  # the oldest go first; a file has some ten to some hundred kilobytes
 
 

@@ -25,10 +25,20 @@ from presswork.grammar.expression import (
     union,
     without,
 )
-from presswork.grammar.keywords import MAX_SCHEMAS, MAX_VALUE_LEVELS, SPEAKS_OF, Schema, check_schema, escaped
+from presswork.grammar.keywords import (
+    MAX_SCHEMAS,
+    MAX_VALUE_LEVELS,
+    SPEAKS_OF,
+    Schema,
+    check_schema,
+    escaped,
+    nested_document,
+    references,
+)
 from presswork.grammar.limits import too_large
 from presswork.grammar.merge import are_disjoint, demands, listed_values, merge, type_names
 from presswork.grammar.numbers import has_bounds, integer_expression, number_expression
+from presswork.grammar.regex import num_wide_sets
 from presswork.grammar.strings import string_expression
 
 DEFAULT_DEPTH = 3
@@ -38,12 +48,28 @@ _FREE_LEVELS = 2
 _MAX_STEPS = 64
 
 
-def schema_expression(schema: Schema, dialect: Dialect = JSON_TEXT, *, depth: int = DEFAULT_DEPTH) -> Expression:
+class Work:
+    """Schemas that may still be read, by one reader or by several after each other."""
+
+    def __init__(self, most: int = MAX_SCHEMAS):
+        self._most = self._left = most
+
+    def spend(self, amount: int) -> None:
+        """Raises ConstraintTooLargeError when it is used up."""
+        self._left -= amount
+        if self._left < 0:
+            raise too_large(f"holds or refers to more than {self._most:,} schemas, or ones that take as long to read")
+
+
+def schema_expression(
+    schema: Schema, dialect: Dialect = JSON_TEXT, *, depth: int = DEFAULT_DEPTH, shared: Work | None = None
+) -> Expression:
     """The texts, in a dialect, of values that satisfy a schema.
 
     Args:
         schema: JSON schema, draft 2020-12, as an object (or true, or false).
         depth: How many times a definition may stand inside itself, itself counted.
+        shared: What several schemas may take together; mutated.
 
     Returns: The expression; its size is checked where it is compiled. Pure.
 
@@ -53,7 +79,7 @@ def schema_expression(schema: Schema, dialect: Dialect = JSON_TEXT, *, depth: in
     """
     if depth < 1:
         raise ConstraintError(f"depth is {depth}; it must be at least 1")
-    found = _Reader(schema, dialect, depth).read()
+    found = _Reader(schema, dialect, depth, shared).read()
     if found is NOTHING:
         raise ConstraintError("#: no value can satisfy the schema; a definition that needs itself needs a way to end")
     return found
@@ -67,7 +93,7 @@ class _Place:
         path: Its JSON pointer, for messages.
         level: The values around it.
         steps: The schemas around it.
-        open_refs: The references that led here.
+        open_refs: The references that led here and may do so again.
     """
 
     path: str = "#"
@@ -83,20 +109,22 @@ class _Place:
         """A schema that this one holds, for a part of the value."""
         return replace(self.inside(*names), level=self.level + 1)
 
-    def behind(self, reference: str) -> "_Place":
-        """What a reference here leads to."""
-        return replace(self, path=reference, steps=self.steps + 1, open_refs=(*self.open_refs, reference))
+    def behind(self, reference: str, *, counts: bool) -> "_Place":
+        """What a reference here leads to; one that may lead to itself counts."""
+        open_refs = (*self.open_refs, reference) if counts else self.open_refs
+        return replace(self, path=reference, steps=self.steps + 1, open_refs=open_refs)
 
 
 class _Reader:
     """Reads one document. What a reference leads to is read once for each set of references it stands in."""
 
-    def __init__(self, document: Schema, dialect: Dialect, depth: int):
+    def __init__(self, document: Schema, dialect: Dialect, depth: int, shared: Work | None):
         self._document = document
         self._dialect = dialect
         self._depth = depth
-        self._work_left = MAX_SCHEMAS
+        self._own, self._shared = Work(), shared
         self._checked: set[str] = set()
+        self._recursive: set[str] | None = None
         self._known: dict[Any, Expression] = {}
         self._free: dict[int, Expression] = {}
 
@@ -105,9 +133,9 @@ class _Reader:
         return self._value(self._document, _Place())
 
     def _spend(self, work: int) -> None:
-        self._work_left -= work
-        if self._work_left < 0:
-            raise too_large(f"holds or refers to more than {MAX_SCHEMAS:,} schemas")
+        self._own.spend(work)
+        if self._shared is not None:
+            self._shared.spend(work)
 
     def _value(self, schema: Schema, place: _Place) -> Expression:
         if not isinstance(schema, dict) or demands(schema).keys() != {"$ref"}:
@@ -129,7 +157,7 @@ class _Reader:
             reference, target = self._follow(schema["$ref"], place.path)
             if place.open_refs.count(reference) >= self._depth:
                 return False, place
-            found, place = self._resolve(target, place.behind(reference))
+            found, place = self._resolve(target, place.behind(reference, counts=self._is_recursive(reference)))
             merged = self._merge(merged, found, place)
         for number, part in enumerate(schema.get("allOf", ())):
             found, inner = self._resolve(part, place.inside("allOf", str(number)))
@@ -145,6 +173,50 @@ class _Reader:
         self._spend(sum(len(side.get(keyword, ())) for side in sides for keyword in ("properties", "enum")) // 10)
         return merge(left, right, place.path)
 
+    def _is_recursive(self, pointer: str) -> bool:
+        """Whether a schema refers to itself, through others or not."""
+        if self._recursive is None:
+            self._recursive = self._cycles()
+        return pointer in self._recursive
+
+    def _cycles(self) -> set[str]:
+        """The references of the document that lead to themselves."""
+        leads_to: dict[str, set[str]] = {}
+        pending = ["#"]
+        while pending:
+            pointer = pending.pop()
+            if pointer not in leads_to:
+                self._spend(1)
+                found = [
+                    self._follow(reference, where)[0] for reference, where in references(self._at(pointer), pointer)
+                ]
+                leads_to[pointer] = set(found)
+                pending += found
+        # What leads nowhere is in no cycle, and neither is what only leads there.
+        has_shrunk = True
+        while has_shrunk:
+            ended = [pointer for pointer, targets in leads_to.items() if not targets & leads_to.keys()]
+            has_shrunk = bool(ended)
+            for pointer in ended:
+                del leads_to[pointer]
+        return {pointer for pointer in leads_to if self._leads_back(pointer, leads_to)}
+
+    def _leads_back(self, start: str, leads_to: dict[str, set[str]]) -> bool:
+        seen: set[str] = set()
+        pending = list(leads_to[start])
+        while pending:
+            pointer = pending.pop()
+            if pointer == start:
+                return True
+            if pointer in leads_to and pointer not in seen:
+                seen.add(pointer)
+                pending += leads_to[pointer]
+        self._spend(len(seen) // 50)
+        return False
+
+    def _at(self, pointer: str) -> Any:
+        return self._document if pointer == "#" else self._follow(pointer, pointer)[1]
+
     def _follow(self, reference: str, path: str) -> tuple[str, Any]:
         """The schema that a reference names, and the reference in its plainest form."""
         pointer = unquote(reference)
@@ -154,6 +226,8 @@ class _Reader:
         for step in pointer[1:].split("/")[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
             target = _step(target, name)
+            if isinstance(target, dict) and isinstance(target.get("$id"), str) and pointer[1:2] == "/":
+                raise nested_document(pointer)
         if target is None or pointer[1:2] not in ("", "/"):
             raise ConstraintError(f"{path}: $ref {reference!r:.80} leads nowhere; define it in the document's $defs")
         if pointer not in self._checked:
@@ -225,7 +299,8 @@ class _Reader:
             case "array":
                 return self._array(schema, place)
             case "string":
-                self._spend(len(schema.get("pattern", "")) // 5)
+                pattern = schema.get("pattern", "")
+                self._spend(len(pattern) // 5 + 10 * num_wide_sets(pattern))
                 return self._dialect.string(string_expression(schema, place.path))
             case "integer" | "number":
                 self._spend(10 if has_bounds(schema) else 0)

@@ -78,6 +78,22 @@ def check_schema(schema: Any, path: str) -> int:
     return seen
 
 
+def references(schema: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Each `$ref` in a checked schema and those within it, and where it stands."""
+    pending = [(schema, path)]
+    while pending:
+        part, where = pending.pop()
+        if isinstance(part, dict):
+            if "$ref" in part:
+                yield part["$ref"], where
+            pending += _inner(part, where)
+
+
+def nested_document(path: str) -> ConstraintError:
+    """A schema with `$id` is a document of its own, in which `#/...` means another place."""
+    return ConstraintError(f"{path}: $id is only supported at the root; remove it, and let $ref point from the root")
+
+
 def escaped(name: str) -> str:
     """A name as a step of a JSON pointer (RFC 6901)."""
     return name.replace("~", "~0").replace("/", "~1")
@@ -86,6 +102,8 @@ def escaped(name: str) -> str:
 def _check_one(schema: Any, path: str) -> None:
     if not isinstance(schema, dict):
         raise ConstraintError(f"{path}: a schema is an object, true or false, not {_shown(schema)}")
+    if "$id" in schema and path != "#":
+        raise nested_document(path)
     for keyword, value in schema.items():
         if keyword in ANNOTATIONS or keyword in DEFINITIONS:
             continue

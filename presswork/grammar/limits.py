@@ -12,7 +12,7 @@ class Limits:
     Args:
         max_nfa_size: States and edges of the nondeterministic automaton, known before any of it is built.
         max_dfa_states: States of any deterministic automaton on the way; a table row of the last one is about 1 KB.
-        max_steps: States and edges looked at while automata are made deterministic and intersected.
+        max_steps: States and edges looked at while automata are made deterministic, intersected and made small.
     """
 
     max_nfa_size: int = 150_000

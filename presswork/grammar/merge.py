@@ -52,7 +52,7 @@ def merge(left: Schema, right: Schema, path: str) -> Schema:
 def _merge_keyword(keyword: str, left: Any, right: Any, path: str) -> Any:
     if keyword in _COMBINED:
         return _COMBINED[keyword](left, right)
-    if left == right:
+    if _same(left, right):
         return left
     raise ConstraintError(f"{path}: keyword {keyword!r} has two values that must both hold; write one schema for both")
 
@@ -60,7 +60,12 @@ def _merge_keyword(keyword: str, left: Any, right: Any, path: str) -> Any:
 def _both(left: Schema, right: Schema) -> Schema:
     if isinstance(left, bool):
         return right if left else False
-    return left if right is True or left == right else {"allOf": [left, right]}
+    return left if right is True or _same(left, right) else {"allOf": [left, right]}
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Whether two values are one in JSON; Python calls true and 1 equal."""
+    return value_key(left) == value_key(right)
 
 
 def _in_both(left: list[Any], right: list[Any]) -> list[Any]:
@@ -92,7 +97,7 @@ def _property(schema: dict[str, Any], name: str) -> Schema:
 def _refuse_mixed_items(left: dict[str, Any], right: dict[str, Any], path: str) -> None:
     """`items` speaks of what `prefixItems` of its own schema leaves, so the two cannot be moved between schemas."""
     for first, second in ((left, right), (right, left)):
-        if "prefixItems" in first and "items" in second and first.get("prefixItems") != second.get("prefixItems"):
+        if "prefixItems" in first and "items" in second and not _same(first["prefixItems"], second.get("prefixItems")):
             raise ConstraintError(
                 f"{path}: prefixItems of one schema and items of another must both hold; write one schema"
             )

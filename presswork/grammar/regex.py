@@ -10,6 +10,7 @@ word character or a space.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
@@ -29,6 +30,9 @@ from presswork.grammar.expression import EMPTY_TEXT, Expression, chars, repeat, 
 from presswork.grammar.limits import too_large
 
 MAX_PATTERN_LENGTH = 10_000
+# Sets that any Unicode class makes wide take some tenth of a millisecond each; there may be as many.
+MAX_WIDE_SETS = 400
+_WIDE = re.compile(r"\\[DWS]|\[\^[^\]]*\\[dws]")
 # Group and repeat in group and repeat; far below Python's own recursion limit.
 MAX_DEPTH = 60
 
@@ -75,6 +79,8 @@ def parse_regex(pattern: str, *, search: bool = False) -> Expression:
     """
     if len(pattern) > MAX_PATTERN_LENGTH:
         raise too_large(f"holds a regex of {len(pattern):,} characters (at most {MAX_PATTERN_LENGTH:,})")
+    if num_wide_sets(pattern) > MAX_WIDE_SETS:
+        raise too_large(rf"holds a regex with more than {MAX_WIDE_SETS} sets like \W or [^\w]")
     try:
         tree = _parser.parse(pattern)
     except re.error as error:
@@ -84,6 +90,11 @@ def parse_regex(pattern: str, *, search: bool = False) -> Expression:
     edge = _OPEN if search else _CLOSED
     context = _Context(pattern=pattern, search=search, flags=tree.state.flags, left=edge, right=edge)
     return _sequence(list(tree), context)
+
+
+def num_wide_sets(pattern: str) -> int:
+    r"""How many sets like \W or [^\w] a regex has, about."""
+    return sum(1 for _ in _WIDE.finditer(pattern))
 
 
 def _shown(pattern: str) -> str:
@@ -212,16 +223,17 @@ def _set(items: list[tuple[Any, Any]], context: _Context) -> Expression:
 def _member(code: Any, argument: Any, context: _Context, *, is_negated: bool) -> Ranges:
     """One item of a set: in a negated set all that any dialect may match, else what every dialect matches."""
     if code == codes.CATEGORY:
-        return _category(_CLASS_LETTER[argument], context, is_widest=is_negated)
+        return _category(_CLASS_LETTER[argument], bool(context.flags & re.ASCII), is_negated)
     pair = argument if code == codes.RANGE else (argument, argument)
     ranges = normalize([pair])
     return _folded(ranges, context, is_widest=is_negated) if context.flags & re.IGNORECASE else ranges
 
 
-def _category(letter: str, context: _Context, *, is_widest: bool) -> Ranges:
+@cache
+def _category(letter: str, is_ascii: bool, is_widest: bool) -> Ranges:
     is_complement = letter.isupper()
     # The complement of the narrow set is the wide one of the complement. The Unicode sets take a while the first time.
-    is_narrow = is_widest == is_complement or context.flags & re.ASCII
+    is_narrow = is_widest == is_complement or is_ascii
     members = _ASCII_CLASS[letter.lower()] if is_narrow else unicode_class(letter.lower())
     return complement(members) if is_complement else members
 

@@ -70,6 +70,36 @@ class TokenAutomaton:
         return -1
 
 
+def without_tokens(automaton: TokenAutomaton, never: np.ndarray) -> TokenAutomaton:
+    """The texts that need none of some tokens: the same automaton where every class keeps a token.
+
+    Args: never: int64, the tokens.
+    Raises: ConstraintError where no text is left.
+    """
+    class_of = automaton.class_of.copy()
+    class_of[never[never < len(class_of)]] = -1
+    sizes = [np.bincount(of[of >= 0], minlength=automaton.num_classes) for of in (automaton.class_of, class_of)]
+    lost = (sizes[0] > 0) & (sizes[1] == 0)
+    if not lost.any():
+        return automaton
+    members, number = [], np.full(len(automaton.group_starts) - 1, -1, np.int32)
+    for group, held in enumerate(np.split(automaton.group_classes, automaton.group_starts[1:-1])):
+        left = held[~lost[held]]
+        if len(left):
+            number[group] = len(members)
+            members.append(left)
+    edge_group = number[automaton.edge_group]
+    kept = edge_group >= 0
+    sources = np.repeat(np.arange(automaton.num_states), np.diff(automaton.edge_starts))[kept]
+    try:
+        return _trimmed(
+            class_of, automaton.num_classes, sources, edge_group[kept], automaton.edge_to[kept], members,
+            automaton.accepts,
+        )  # fmt: skip
+    except ConstraintError as error:
+        raise ConstraintError("the tokens that may be written spell no text of the constraint; allow more") from error
+
+
 def lift(automaton: ByteAutomaton, vocabulary: Vocabulary) -> TokenAutomaton:
     """The language of an automaton over bytes and marks, over tokens instead.
 

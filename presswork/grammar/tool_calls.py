@@ -12,7 +12,10 @@ from typing import Any
 from presswork.errors import ConstraintError
 from presswork.grammar.dialects import CALL_CLOSE, CALL_OPEN, TOOL_CALL
 from presswork.grammar.expression import Expression, Mark, literal, repeat, sequence, union
-from presswork.grammar.json_schema import DEFAULT_DEPTH, schema_expression
+from presswork.grammar.json_schema import DEFAULT_DEPTH, Work, schema_expression
+from presswork.grammar.keywords import MAX_SCHEMAS
+
+MAX_TOOLS_WORK = 2 * MAX_SCHEMAS
 
 _NAME = re.compile(r"[^\s{}]+")
 
@@ -24,6 +27,7 @@ def tool_calls_expression(
     min_calls: int = 1,
     max_calls: int | None = 1,
     depth: int = DEFAULT_DEPTH,
+    work: Work | None = None,
 ) -> Expression:
     """Replies that call tools with arguments that satisfy their schemas, and say nothing else.
 
@@ -33,6 +37,7 @@ def tool_calls_expression(
         min_calls: At least so many calls.
         max_calls: At most so many; None for any number.
         depth: As in `schema_expression`.
+        work: What all declarations may take together; mutated. MAX_TOOLS_WORK without.
 
     Returns: The expression, in which the marks are symbols of their own. Pure.
 
@@ -53,7 +58,8 @@ def tool_calls_expression(
     if unknown or not wanted:
         found = f"tool {unknown[0]!r:.60} is not declared" if unknown else "no tool may be called"
         raise ConstraintError(f"{found}; declared are: {', '.join(declared)[:200] or 'none'}")
-    return repeat(union(*(_call(name, declared[name], depth) for name in wanted)), min_calls, max_calls)
+    work = work or Work(MAX_TOOLS_WORK)
+    return repeat(union(*(_call(name, declared[name], depth, work) for name in wanted)), min_calls, max_calls)
 
 
 def _declaration(tool: Any, place: int) -> tuple[str, Any]:
@@ -71,13 +77,13 @@ def _declaration(tool: Any, place: int) -> tuple[str, Any]:
     return name, function.get("parameters")
 
 
-def _call(name: str, parameters: Any, depth: int) -> Expression:
+def _call(name: str, parameters: Any, depth: int, work: Work) -> Expression:
     # As in OpenAI's protocol, a tool without parameters takes none.
     described = parameters if parameters is not None and parameters != {} else {"properties": {}}
     try:
         if not isinstance(described, dict) or described.get("type", "object") != "object":
             raise ConstraintError("parameters must be a schema of type object")
-        arguments = schema_expression({**described, "type": "object"}, TOOL_CALL, depth=depth)
+        arguments = schema_expression({**described, "type": "object"}, TOOL_CALL, depth=depth, shared=work)
     except ConstraintError as error:
         raise type(error)(f"tool {name!r:.60}: {error}") from None
     return sequence(Mark(CALL_OPEN), literal(f"call:{name}"), arguments, Mark(CALL_CLOSE))

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from presswork.errors import ConstraintError, RequestError
+from presswork.grammar.json_schema import Work
 from presswork.grammar.languages import Choices, Either, JsonSchema, Regex, TextLanguage, ToolCalls
-from presswork.grammar.tool_calls import tool_calls_expression
+from presswork.grammar.tool_calls import MAX_TOOLS_WORK, tool_calls_expression
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +113,12 @@ def _usable(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     Agents pass on the tools of others, and cannot change them.
     """
     found: list[Mapping[str, Any]] = []
+    work = Work(MAX_TOOLS_WORK)
     for tool in tools:
         function = tool.get("function")
         if isinstance(function, Mapping) and function.get("strict") is not True:
             try:
-                tool_calls_expression([tool])
+                tool_calls_expression([tool], work=work)
             except ConstraintError as error:
                 logger.info("the parameters of tool %.60r are not kept to: %s", _tool_name(tool), error)
                 tool = {**tool, "function": {**function, "parameters": _ANY_OBJECT}}

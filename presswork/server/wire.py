@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, create_model
 
 from presswork.engine.params import SamplingParams
 from presswork.errors import RequestError
+from presswork.grammar.languages import Choices, Regex
 
 # What each protocol names or means in its own way, and what is no number or word.
 _OTHERWISE = {
@@ -87,9 +88,11 @@ def sampling(body: BaseModel, defaults: SamplingParams, **own: Any) -> SamplingP
     Raises: RequestError.
     """
     given = bounded({**own_fields(body), **own})
-    if given.get("constraint") is not None:
-        # The form decides what may be said; clients send these with every request.
-        given = {name: value for name, value in given.items() if name not in ("top_p", "top_k")}
+    form = given.get("constraint")
+    if form is not None:
+        # The form decides what may be said; clients send these with every request. A cut JSON text is none.
+        without = ("top_p", "top_k") if isinstance(form, Regex | Choices) else ("top_p", "top_k", "stop")
+        given = {name: value for name, value in given.items() if name not in without}
     return defaults.changed(**given)
 
 

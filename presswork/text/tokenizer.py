@@ -105,14 +105,7 @@ class Tokenizer:
 
         Raises: RequestError when text is not a string or holds lone surrogates.
         """
-        if not isinstance(text, str):
-            raise RequestError(f"text to encode: got {type(text).__name__}, expected a string")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"text to encode: lone surrogate at character {error.start}, which is not text; remove it"
-            ) from error
+        _check_text(text)
         return self._library.encode(text, add_special_tokens=add_special_tokens).ids
 
     @cached_property
@@ -122,7 +115,11 @@ class Tokenizer:
         return copy
 
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids of a text as it stands: nothing is added, and a special token spelled out in it is mere text."""
+        """Token ids of a text as it stands: nothing is added, and a special token spelled out in it is mere text.
+
+        Raises: RequestError as `encode`.
+        """
+        _check_text(text)
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
@@ -239,6 +236,18 @@ def with_token_texts(tokenizer: Tokenizer | None, who: str, model: str) -> Token
     if tokenizer is None or tokenizer.decoder_kind == "whole":
         raise UnsupportedError(f"{who} a tokenizer whose tokens have a text each; model {model!r} has none")
     return tokenizer
+
+
+def _check_text(text: object) -> None:
+    """Raises RequestError where it is none."""
+    if not isinstance(text, str):
+        raise RequestError(f"text to encode: got {type(text).__name__}, expected a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"text to encode: lone surrogate at character {error.start}, which is not text; remove it"
+        ) from error
 
 
 def _beginning(in_order: Sequence[int], text: bytes, key: Callable[[int], bytes]) -> list[int]:

@@ -220,14 +220,22 @@ def test_a_write_that_fails_leaves_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RequestError, match=r"cannot be written: .*No space left.*; it is as it was"):
-        write_atomically(file, "new")
+        write_atomically(file, "new", over="old")
     assert read_text(file) == "old" and [f.name for f in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_file_that_has_changed_meanwhile_is_left(tmp_path):
+    file = tmp_path / "text"
+    file.write_text("saved since")
+    with pytest.raises(RequestError, match=r"text has changed since it was read; it is left as it is"):
+        write_atomically(file, "new", over="old")
+    assert file.read_text() == "saved since" and [f.name for f in tmp_path.iterdir()] == ["text"]
 
 
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "real").write_text("old")
     (tmp_path / "link").symlink_to("real")
-    write_atomically(tmp_path / "link", "new")
+    write_atomically(tmp_path / "link", "new", over="old")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
 
 

@@ -379,5 +379,17 @@ def test_a_language_and_a_set_of_tokens_hold_at_once(engine, tokenizer):
         assert "a" in engine.generate(**ask, mode=mode).text
         assert engine.generate(**ask, mode=mode, banned_token_ids=with_a).text == "b" * 12
         assert engine.generate(**ask, mode=mode, allowed_token_ids=with_b).text.replace("a", "b") == "b" * 12
-        with pytest.raises(GenerationError):
+        with pytest.raises(ConstraintError, match="the tokens that may be written spell no text of the constraint"):
             engine.generate(**ask, mode=mode, banned_token_ids=with_a + with_b)
+
+
+@pytest.mark.parametrize("how", [dict(mode="ar"), dict(canvas_length=1), dict(max_denoising_steps=2)])
+def test_ways_into_a_text_that_banned_tokens_close_are_not_taken(engine, tokenizer, how):
+    """Behind Z only b may follow in one of the two texts, and no token with b may be written."""
+    with_b = [i for i, text in enumerate(tokenizer.all_token_bytes) if b"b" in text]
+    for seed in range(4):
+        reply = write(engine, Choices(["ZbZ", "QcQ", "Zbb"]), banned_token_ids=with_b, seed=seed, **how)
+        assert reply.text == "QcQ"
+    ends = [EOS_ID]
+    with pytest.raises(ConstraintError, match="every token that ends a text is ruled out"):
+        write(engine, Choices(["Z"]), banned_token_ids=ends, **how)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from presswork.diffusion.noise import CounterNoise
-from presswork.engine.engine import Engine
+from presswork.engine.engine import Engine, EngineConfig
 from presswork.errors import RequestError, UnsupportedError
 from presswork.models.adapters import LoraConfig
 from presswork.tasks.code.tokenizer import EOS_ID, TEMPLATE, train_tokenizer
@@ -131,6 +131,24 @@ def test_more_questions_than_a_canvas_holds_take_several(engine):
     many = {f"q{i}": {"type": "noul", "instructions": f"Number {i}?"} for i in range(9)}
     reply = engine.decide({"a": [1, None]}, many, steps=1)
     assert list(reply.answers) == list(many) and reply.num_passes > 1
+
+
+def test_questions_that_do_not_fit_the_context_together_are_asked_apart(engine):
+    long = {f"q{n}": {"type": "noul", "instructions": "a " * (60 + n)} for n in range(3)}
+    alone = {name: engine.decide("s", {name: long[name]}) for name in long}
+    prompt = max(reply.num_prompt_tokens for reply in alone.values())
+    small = Engine(
+        engine.model,
+        tokenizer=engine.tokenizer,
+        template=ChatTemplate(TEMPLATE),
+        config=EngineConfig(max_context=prompt + 24 + 10),
+    )
+    together = small.decide("s", long)
+    assert {name: answer.probabilities for name, answer in together.answers.items()} == {
+        name: reply.answers[name].probabilities for name, reply in alone.items()
+    }
+    with pytest.raises(RequestError, match="the state and its questions take"):
+        small.decide("s " * 40, long)
 
 
 def test_adapters_decide_otherwise(engine, tmp_path):

@@ -162,6 +162,26 @@ def test_depth_counts_how_often_a_definition_stands_inside_itself() -> None:
         assert [automaton.matches(nested(times)) for times in range(1, 7)] == [times <= depth for times in range(1, 7)]
 
 
+def test_a_definition_that_never_refers_to_itself_may_stand_inside_itself() -> None:
+    def nested(levels: int) -> dict[str, Any]:
+        inner = {} if levels == 0 else {"child": nested(levels - 1)}
+        return {"allOf": [{"$ref": "#/$defs/base"}], "properties": inner}
+
+    base = {"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]}
+    automaton = compiled({**nested(5), "$defs": {"base": base}}, 1)
+    assert automaton.matches(b'{"child":' * 5 + b'{"id":1}' + b',"id":1}' * 5)
+    # One that does refer to itself, through another, still counts.
+    loop = {
+        "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"type": "array", "items": {"$ref": "#/$defs/a"}, "maxItems": 1}}
+    }
+    automaton = compiled({**loop, "$ref": "#/$defs/a"}, 2)
+    assert automaton.matches(b"[[]]") and not automaton.matches(b"[[[]]]")
+
+
+def test_names_that_are_keywords_elsewhere_are_names() -> None:
+    assert compiled({"$id": "x", "properties": {"$id": {"const": 1}}, "required": ["$id"]}).matches(b'{"$id":1}')
+
+
 def test_the_same_language_from_different_schemas_is_one_table() -> None:
     one = compiled({"anyOf": [{"const": "a"}, {"const": "b"}]})
     other = compiled({"type": "string", "enum": ["b", "a"], "description": "x"})
@@ -229,6 +249,15 @@ ERRORS: list[tuple[Any, str]] = [
     ({"allOf": [{"prefixItems": [{}]}, {"items": {}}]}, "prefixItems of one schema and items of another"),
     ({"anyOf": [{"oneOf": [{}]}], "oneOf": [{"type": "null"}]}, "keyword 'oneOf' has two values"),
     ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "#/oneOf: branches 0 and 1 may both hold; use anyOf"),
+    (
+        {"allOf": [{"properties": {"a": {"const": 1}}, "required": ["a"]}, {"properties": {"a": {"const": True}}}]},
+        "no value can satisfy",
+    ),
+    ({"anyOf": [{"const": 1}], "allOf": [{"anyOf": [{"const": True}]}]}, "keyword 'anyOf' has two values"),
+    ({"allOf": [{"prefixItems": [{"const": 1}]}, {"prefixItems": [{"const": True}]}]}, "'prefixItems' has two values"),
+    ({"$defs": {"a": {"$id": "x", "type": "null"}}, "$ref": "#/$defs/a"}, "#/$defs/a: $id is only supported at the"),
+    ({"$defs": {"a": {"$id": "x", "$defs": {"b": {}}}}, "$ref": "#/$defs/a/$defs/b"}, "$id is only supported at the"),
+    ({"properties": {"a": {"$id": "x"}}}, "#/properties/a: $id is only supported at the root"),
     ({"oneOf": [{"minLength": 2}, {"type": "integer"}]}, "may both hold"),
     ({"oneOf": [{"enum": [1, 2]}, {"enum": [2.0]}]}, "may both hold"),
     ({"oneOf": [CAT, {**DOG, "required": []}]}, "may both hold"),

@@ -13,6 +13,7 @@ from presswork.grammar.expression import Expression, choices
 from presswork.grammar.json_schema import schema_expression
 from presswork.grammar.limits import Limits
 from presswork.grammar.regex import parse_regex
+from presswork.grammar.tool_calls import tool_calls_expression
 
 MAX_SECONDS = 1.0
 MAX_PEAK_BYTES = 100e6
@@ -46,6 +47,7 @@ PATTERNS = [
     "(a|b)*a(a|b){25}", "(((a{1,99}){1,99}){1,99}){1,99}", "((a?){1,300}){1,300}", "(a?){3000}", "[a-z]{0,30000}",
     "(" + "|".join(["a*"] * 3000) + ")*", "(.*1.*2.*3|.*4.*5.*6|.*7.*8.*9|.*a.*b.*c|.*d.*e.*f|.*g.*h.*i)*",
     r"(\W\S\D){500}", "(" * 500 + ")" * 500, "(" * 5000 + ")" * 5000, "a" * 10_001, "a{99999999999}",
+    r"\W" * 4_999, r"[^\w]" * 1_999, "".join(rf"[\W{n % 10}]" for n in range(390)) + "(a|b)*a(a|b){25}",
 ]  # fmt: skip
 SCHEMAS = {
     "10,000 keys": keys(10_000),
@@ -70,6 +72,11 @@ SCHEMAS = {
     "many bounds": keys(1_500, {"type": "number", "minimum": -1.25, "maximum": 1e9}),
     "oneOf of enums": {"oneOf": [{"enum": list(range(n * 60, n * 60 + 60))} for n in range(150)]},
     "anyOf beside many properties": {**keys(1_000), "anyOf": [{"required": [f"key{n}"]} for n in range(1_000)]},
+    "wide sets": keys(140, {"pattern": r"\W" * 48}),
+    "wide sets, all different": keys(140, {"pattern": "".join(rf"[\W{n % 10}{n // 10}]" for n in range(48))}),
+    "many lengths and patterns": {
+        "type": "object", "properties": {f"p{n}": {"pattern": f"x{n}.*y", "maxLength": 100} for n in range(100)},
+    },
     "length and pattern": {"type": "string", "maxLength": 1_000, "pattern": "(a|b)*a(a|b){10}"},
 }  # fmt: skip
 
@@ -82,6 +89,12 @@ def test_a_hostile_regex_is_refused_soon(pattern: str) -> None:
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_hostile_schema_is_refused_soon(name: str) -> None:
     refused_soon(lambda: schema_expression(SCHEMAS[name], depth=9))
+
+
+def test_hostile_tools_are_refused_soon_however_many() -> None:
+    parameters = keys(14, {"pattern": r"\W" * 12})
+    tools = [{"type": "function", "function": {"name": f"t{n}", "parameters": parameters}} for n in range(128)]
+    refused_soon(lambda: tool_calls_expression(tools))
 
 
 def test_many_choices_are_refused_soon() -> None:

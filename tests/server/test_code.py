@@ -239,7 +239,7 @@ def test_a_change_as_continue_sends_it_is_worked_in(served, text):
     plain = {"initialCode": "def add(a, b):\n    return a", "editSnippet": "return a + b"}
     merged = post(served, "/v1/apply", plain).json()["mergedCode"]
     messages = [{"role": "system", "content": "You edit."}, {"role": "user", "content": text}]
-    body = {"messages": [*messages, {"role": "assistant", "content": "```\n"}], "top_p": 0.9}
+    body = {"messages": [*messages, {"role": "assistant", "content": "```\n"}], "top_p": 0.9, "stop": ["\n", "a"]}
     told = post(served, "/v1/apply/completions", body).json()
     assert told["choices"][0]["message"]["content"] == merged
 

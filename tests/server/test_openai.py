@@ -291,6 +291,29 @@ def test_what_clients_always_send_does_no_harm(served):
     assert httpx.post(f"{served.url}/v1/completions", json=fill, timeout=60).status_code == 200
 
 
+def test_a_stop_string_does_not_cut_a_form(served):
+    form = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    schema = {"type": "json_schema", "json_schema": {"name": "a", "schema": form}}
+    chat = {"messages": HELLO, "max_tokens": 60, "stop": [":", "a"]}
+    told = httpx.post(f"{served.url}/v1/chat/completions", json={**chat, "response_format": schema}, timeout=60)
+    assert list(json.loads(told.json()["choices"][0]["message"]["content"])) == ["a"]
+    regex = {"structured_outputs": {"regex": "b{3}a{3}"}}
+    told = httpx.post(f"{served.url}/v1/chat/completions", json={**chat, **regex}, timeout=60)
+    assert told.json()["choices"][0]["message"]["content"] == "bbb"
+
+
+@pytest.mark.parametrize("path, body", [
+    ("/v1/canvas/fill", {"texts": ["def \ud800", "(a)"]}),
+    ("/v1/canvas/edit", {"text": "def \ud800", "instruction": "x"}),
+    ("/infill", {"input_prefix": "\ud800", "input_suffix": "b"}),
+    ("/v1/fim/completions", {"prompt": "\ud800", "suffix": "b"}),
+])  # fmt: skip
+def test_half_a_character_is_400(served, path, body):
+    json_body = {"content": json.dumps(body), "headers": {"Content-Type": "application/json"}}
+    told = httpx.post(f"{served.url}{path}", **json_body, timeout=60)
+    assert told.status_code == 400 and "lone surrogate" in told.text
+
+
 def test_what_would_fail_again_is_not_tried_again(served):
     told = httpx.post(f"{served.url}/v1/embeddings", json={"input": "a"})
     assert told.status_code == 501 and told.headers["x-should-retry"] == "false"

@@ -69,7 +69,7 @@ def edit(
     reply = engine.edit(text, instruction, spans=spans, strength=strength, max_changes=max_changes, **sampling)
     name = "text" if str(file) == "-" else file.name
     if apply and reply.text != text:
-        write_atomically(file, reply.text)
+        write_atomically(file, reply.text, over=text)
     if as_json:
         changed = [asdict(span) for span in reply.spans if span.new != span.old]
         found = {"changed": changed, "changes": [asdict(change) for change in reply.changes]}

@@ -99,7 +99,7 @@ def fill(
         fixed, max_tokens=max_tokens, gap=gap, indent=spaces, num_candidates=candidates, **sampling
     )
     if apply:
-        write_atomically(file, reply.completed)
+        write_atomically(file, reply.completed, over=text)
     if as_json:
         steps_taken = sum(one.num_denoise_steps for one in reply.candidates)
         found = {"gaps": list(reply.texts), "text": reply.completed, "num_denoise_steps": steps_taken}

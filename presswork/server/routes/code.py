@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from presswork.engine.edit import EditReply
 from presswork.errors import RequestError
 from presswork.server.errors import HttpError
-from presswork.server.gaps import Filled, Gap, stops_of, suffix_of, until_stop
+from presswork.server.gaps import Filled, Gap, stops_of, suffix_of
 from presswork.server.generation import warm
 from presswork.server.registry import Lease
 from presswork.server.routes.chat import checked_choices
@@ -81,7 +81,10 @@ class InfillRequest(Wire):
 
 
 class EditRequest(Wire):
-    """A body of POST /v1/edit/completions and /v1/apply/completions: one user message of tagged blocks."""
+    """A body of POST /v1/edit/completions and /v1/apply/completions: one user message of tagged blocks.
+
+    `stop` changes nothing: what comes back takes the place of a text, and cut short it would delete the rest.
+    """
 
     messages: Listed[dict[str, Any]]
     model: str | None = None
@@ -241,7 +244,6 @@ async def _edited(
     request: Request, body: EditRequest, edit: Callable[[Lease, dict[str, Any]], str], shown_as: str
 ) -> Response:
     """The text that an edit gives, chat-shaped."""
-    stops = stops_of(body.stop)
 
     async def answer() -> dict[str, Any]:
         async with server_of(request).registry.use(body.model) as lease:
@@ -254,7 +256,6 @@ async def _edited(
                 max_time=body.max_time,
             )
             text = await lease.run(edit, lease, params)
-            text = await lease.read(until_stop, text, stops)
             usage = await _counted_usage(request, lease, _only_message(body), text)
             return _chat(body.model or lease.name, shown_as.format(text), "stop", usage)
 
