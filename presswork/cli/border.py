@@ -10,9 +10,11 @@ Codes:
     141  whoever read the output stopped reading
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import typer
 
@@ -32,6 +34,9 @@ def guarded(call: Callable[[], object]) -> int:
 
     Other exceptions are bugs and pass through.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  (as long as we live)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character shows a mark; it is no reason to fail.
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
@@ -54,7 +59,8 @@ def guarded(call: Callable[[], object]) -> int:
 
 
 def _told(message: str, code: int) -> int:
-    print(f"presswork: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"presswork: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return _flushed(code)
 
 

@@ -21,9 +21,14 @@ def read_text(file: Path) -> str:
 
 
 def check_can_apply(file: Path) -> None:
-    """Raises RequestError where --apply has no file to write to."""
+    """Raises RequestError where --apply has no file to write to, before there is anything to write."""
     if str(file) == "-":
         raise RequestError("--apply writes to the file, and standard input is none; leave it out")
+    try:
+        with tempfile.TemporaryFile(dir=file.resolve().parent):
+            pass
+    except OSError as error:
+        raise RequestError(f"{file} cannot be written: {error}; leave --apply out") from error
 
 
 def write_atomically(file: Path, text: str, *, over: str) -> None:

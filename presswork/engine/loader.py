@@ -88,7 +88,7 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """The torch dtype of that name; None stays None. Raises ConfigError."""
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
-            raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)} or none, got {dtype!r}")
+            raise ConfigError(f"dtype must be {' or '.join(_DTYPES)}, got {dtype!r}")
         return _DTYPES[dtype]
     return dtype
 

@@ -60,9 +60,10 @@ class EngineLoop:
     def _fail_all(self, items: Sequence[WorkItem], error: BaseException) -> None:
         """A pass that broke takes its requests with it and nothing else."""
         for item in items:
-            logger.error("request %d failed in its pass: %s", item.request.request_id, error)
             memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
             reason = str(error) or type(error).__name__
+            if isinstance(error, Exception):  # Ctrl-C is no failure
+                logger.error("request %d failed in its pass: %s", item.request.request_id, reason)
             text = f"request {item.request.request_id} failed: {reason}"
             if memory:
                 text += "; fewer requests at once, or a shorter prompt or max_tokens, need less memory"

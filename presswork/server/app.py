@@ -58,6 +58,8 @@ class Server:
         try:
             async with self.registry.use(None):
                 self._was_loaded = True
+        except (PressworkError, HttpError):  # which the registry has told
+            self.has_failed = True
         except Exception:
             self.has_failed = True
             logger.exception("the model %s cannot be loaded", self.config.default_model)

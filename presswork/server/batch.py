@@ -140,7 +140,7 @@ async def run_batch(
             async def keep_asking() -> None:
                 for line in waiting:
                     answer = await _ask(client, line)
-                    data = json.dumps(answer, ensure_ascii=False).encode() + b"\n"
+                    data = _as_line(answer)
                     try:
                         if opened.write(data) != len(data):
                             raise OSError("only part of an answer was taken")
@@ -157,10 +157,21 @@ async def run_batch(
                 await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _as_line(answer: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(answer, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a character in the custom_id, which has to come back
+        return json.dumps(answer).encode() + b"\n"
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON value")
+
+
 def _read_line(where: str, line: str) -> BatchLine:
     try:
-        record = json.loads(line)
-    except ValueError as error:
+        record = json.loads(line, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error})") from error
     fields = record if isinstance(record, dict) else {}
     custom_id, url, body = fields.get("custom_id"), fields.get("url"), fields.get("body")
@@ -175,7 +186,8 @@ def _read_line(where: str, line: str) -> BatchLine:
 
 async def _ask(client: httpx.AsyncClient, line: BatchLine) -> dict[str, Any]:
     for attempt in range(_TRIES):
-        response = await client.post(line.url, json=line.body)
+        headers = {"Content-Type": "application/json"}
+        response = await client.post(line.url, content=json.dumps(line.body), headers=headers)
         if response.status_code not in _PASSING or attempt == _TRIES - 1:
             break
         await asyncio.sleep(float(response.headers.get("retry-after", "1")))
@@ -197,7 +209,7 @@ async def _ask(client: httpx.AsyncClient, line: BatchLine) -> dict[str, Any]:
 def _answer_of(line: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     fields = found if isinstance(found, dict) else {}
     is_answer = isinstance(fields.get("custom_id"), str) and isinstance(fields.get("response"), dict)

@@ -76,6 +76,12 @@ def resolve(source: str | Path, *, may_pull: bool = True) -> Path:
     return pull(name)
 
 
+def check_name(source: str) -> None:
+    """Raises ModelNotFoundError where a name is none of an embedded model, a folder, and what the Hub may have."""
+    if source not in _embedded() and _existing(source) is None and not _is_hub_id(source):
+        raise ModelNotFoundError(_unknown(source, list(_embedded())))
+
+
 def pull(repo_id: str, *, revision: str | None = None, progress: bool = True) -> Path:
     """Fetch a model from the Hub into its local cache, or the files a broken download lacks; the folder it lies in.
 
@@ -216,7 +222,7 @@ def _explained(repo_id: str, revision: str | None, error: Exception) -> Presswor
 
 
 def _unreachable(repo_id: str, error: LocalEntryNotFoundError) -> str:
-    missing = f"{repo_id} is not complete in the local Hub cache"
+    missing = f"{repo_id} is no folder here and not complete in the local Hub cache"
     if constants.HF_HUB_OFFLINE:
         return f"{missing} and HF_HUB_OFFLINE is set; unset it, or fetch the model on another machine"
     reason = f" ({one_line(error.__cause__)})" if error.__cause__ is not None else ""

@@ -135,6 +135,11 @@ def _is_shared(sites: Sites) -> bool:
     )
 
 
+def check_adapter(folder: str | Path) -> None:
+    """Raises CheckpointError where a folder holds no adapter that can be used, as far as its settings say."""
+    _read_settings(Path(folder))
+
+
 def _read_settings(folder: Path) -> Section:
     path = folder / CONFIG_FILE
     try:

@@ -420,6 +420,14 @@ def test_train_shows_a_batch_and_trains_nothing(capsys, monkeypatch, tmp_path):
     assert "canvas at 4, sees 0 .. 3 and itself" in out and "sees   xxxx........" in out
 
 
+@pytest.mark.parametrize("closed, code", [(">&-", 0), ("2>&-", 0), ("<&-", 0), ("--nope 2>&-", 2)])
+def test_closed_streams_are_no_reason_to_fail(closed, code):
+    found = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m presswork list {closed}'], capture_output=True, text=True
+    )
+    assert found.returncode == code and "Traceback" not in found.stderr
+
+
 @pytest.mark.slow
 def test_train_ends_after_its_step_on_ctrl_c(tmp_path):
     command = [

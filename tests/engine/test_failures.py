@@ -101,7 +101,7 @@ def test_a_pass_that_breaks_fails_its_requests_and_nothing_else(engine, expected
     assert finish(engine, submit(engine)) == expected
 
 
-def test_an_interrupted_pass_takes_its_requests_with_it(engine, expected, monkeypatch):
+def test_an_interrupted_pass_takes_its_requests_with_it(engine, expected, monkeypatch, caplog):
     """Some layers may have written their keys and others not: going on would give other tokens."""
     request = submit(engine)
     engine.step()
@@ -114,6 +114,7 @@ def test_an_interrupted_pass_takes_its_requests_with_it(engine, expected, monkey
         with pytest.raises(KeyboardInterrupt):
             engine.step()
     assert isinstance(request.error, GenerationError) and request.cache is None and engine.num_running == 0
+    assert not caplog.records
     assert finish(engine, submit(engine)) == expected
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import math
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,21 @@ def test_every_request_gets_one_line_also_those_that_fail(folder, tmp_path):
     assert answers["items"]["response"]["body"]["object"] == "response"
 
 
+def test_halves_of_characters_and_huge_numbers_are_answered_too(folder, tmp_path):
+    file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    huge = line("huge", url="/v1/completions", body={"prompt": "a", "max_tokens": 2, "temperature": 0.5})
+    file.write_text(
+        line("\ud800", url="/v1/completions", body={"prompt": "def", "max_tokens": 2})
+        + line("half", url="/v1/completions", body={"prompt": "\ud800", "max_tokens": 2}) + huge.replace("0.5", "1e999")
+    )  # fmt: skip
+    run(folder, read_batch(file), out)
+    answers = read(out)
+    assert {name: one["response"]["status_code"] for name, one in answers.items()} == {
+        "\ud800": 200, "half": 400, "huge": 400,
+    }  # fmt: skip
+    assert set(answered(out)) == set(answers)
+
+
 def test_a_run_goes_on_behind_the_last_whole_line(folder, tmp_path):
     out = tmp_path / "out.jsonl"
     done = json.dumps({"id": "batch_req_1", "custom_id": "r0", "response": {"status_code": 200}})
@@ -109,6 +126,8 @@ def test_answers_that_cannot_be_written_stop_the_run(folder, tmp_path):
     [
         ("", "holds no request"),
         ("{\n", "line 1: not JSON"),
+        (line("a", body={"temperature": math.nan}), "line 1: not JSON .NaN is no JSON value"),
+        ("[" * 100_000 + "\n", "line 1: not JSON"),
         (line("a") + line("a"), "line 2: custom_id 'a' is said twice"),
         (line("a", method="GET"), "method must be POST"),
         (line("a", url="/v1/embeddings"), "url one of"),
@@ -133,6 +152,22 @@ def test_the_verb_asks_only_what_is_not_answered(capsys, folder, tmp_path, monke
         assert not stop.value.code
         assert json.loads(capsys.readouterr().out) == {"num": 3, "asked": asked, "failed": 0}
     assert set(read(out)) == {"a", "b", "c"}
+
+
+def test_what_cannot_be_asked_or_answered_is_told_before_any_work(capsys, folder, tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text(line("a"))
+    for flags, code, message in (
+        (["--model", "nothere"], 3, "nothere"),
+        (["--model", f"tiny={folder}", "--adapter", f"x={tmp_path}"], 4, "no adapter in"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli(["batch", str(file), str(tmp_path / "out.jsonl"), *flags])
+        told = capsys.readouterr().err
+        assert stop.value.code == code and message in told and told.count("\n") == 1
+    with pytest.raises(SystemExit) as stop:
+        cli(["batch", str(file), os.devnull, "--model", f"tiny={folder}"])
+    assert stop.value.code == 2 and "cannot hold answers" in capsys.readouterr().err
 
 
 def test_a_batch_may_name_adapters(capsys, folder, tmp_path, monkeypatch):

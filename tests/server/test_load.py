@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from functools import partial
 
 import pytest
@@ -78,3 +79,15 @@ def test_the_verb_reports_and_draws(capsys, served, tmp_path):
         cli([*ask, "--rate", "100"])
     out, err = capsys.readouterr()
     assert not stop.value.code and "delivered tokens/s" in out and "6 of 6 requests answered" in err
+
+
+def test_a_server_that_does_not_answer_is_a_failure(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(SystemExit) as stop:
+            cli(["bench", "serve", url, "--num", "2"])
+    assert stop.value.code == 1 and "0 of 2 requests answered" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        cli(["bench", "serve", "nonsense"])
+    assert stop.value.code == 2 and "must begin with http:// or https://" in capsys.readouterr().err

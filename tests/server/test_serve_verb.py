@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 
+from presswork.cli import app as cli
 from presswork.cli.verbs.serve import _keys, named_adapters, named_models
 from presswork.errors import ConfigError
 
@@ -75,6 +76,17 @@ def test_a_taken_port_is_told_before_a_model_is_loaded(folder):
             text=True,
         )
     assert found.returncode == 2 and f"cannot listen on 127.0.0.1:{port}" in found.stderr
+
+
+@pytest.mark.parametrize("flags, code, message", [
+    (["nothere"], 3, "nothere"), (["sudoku", "--adapter", "x=/nope"], 4, "no adapter in /nope"),
+    (["sudoku", "--memory-gib", "inf"], 2, "--memory-gib must be above 0 and finite, got inf"),
+])  # fmt: skip
+def test_what_could_never_be_served_is_told_before_the_address(capsys, flags, code, message):
+    with pytest.raises(SystemExit) as stop:
+        cli(["serve", "--port", "0", *flags])
+    told = capsys.readouterr().err
+    assert stop.value.code == code and message in told and told.count("\n") == 1
 
 
 def test_models_adapters_and_keys_are_read_from_flags(tmp_path):

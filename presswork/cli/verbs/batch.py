@@ -10,7 +10,7 @@ from presswork.cli.model import apply_threads
 from presswork.cli.options import DeviceOption, DtypeOption, JsonOption
 from presswork.cli.output import note, print_json
 from presswork.cli.progress import progress_bar
-from presswork.cli.verbs.serve import AdaptersOption, named_adapters, named_models
+from presswork.cli.verbs.serve import AdaptersOption, check_sources, named_adapters, named_models
 from presswork.engine.engine import EngineConfig
 from presswork.errors import DataError
 
@@ -63,9 +63,12 @@ def batch(
         models=models, adapters=named_adapters(adapter, next(iter(models))), device=device, dtype=dtype,
         engine=EngineConfig(max_running=concurrency),
     )  # fmt: skip
+    check_sources(config)
     lines = read_batch(requests)
     if answers.exists() and requests.samefile(answers):
         raise DataError(f"requests and answers are the same file, {answers}; give another one for the answers")
+    if answers.exists() and not answers.is_file():
+        raise DataError(f"{answers} cannot hold answers: it is no file; give another one")
     with kept_from_others(answers):
         known = answered(answers)
         left = [line for line in lines if line.custom_id not in known]

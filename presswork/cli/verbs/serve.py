@@ -11,7 +11,8 @@ from presswork.cli.options import DeviceOption, DtypeOption
 from presswork.cli.output import note
 from presswork.engine.engine import EngineConfig
 from presswork.errors import ConfigError
-from presswork.weights.hub import embedded_names
+from presswork.weights.hub import check_name, embedded_names
+from presswork.weights.peft_files import check_adapter
 
 if TYPE_CHECKING:
     from presswork.server.config import ServerConfig
@@ -92,10 +93,11 @@ def serve(
     config = ServerConfig(
         models=named, adapters=named_adapters(adapter, next(iter(named))), device=device, dtype=dtype,
         engine=EngineConfig(max_running=max_running, max_waiting=max_waiting, max_context=max_context),
-        memory_bytes=None if memory_gib is None else int(memory_gib * 2**30), idle_s=idle_s, is_local=_is_local(host),
+        memory_bytes=_bytes_of(memory_gib), idle_s=idle_s, is_local=_is_local(host),
         api_keys=_keys(api_key or [], api_key_file), deadline_s=deadline_s, max_body_bytes=max_body_mib << 20,
         cors_origins=tuple(cors_origin or ()),
     )  # fmt: skip
+    check_sources(config)
     if replicas is None:
         if max_replicas is not None or replica_cpus is not None or ray_address is not None:
             raise ConfigError("--max-replicas, --replica-cpus and --ray-address are about replicas: give --replicas")
@@ -128,7 +130,9 @@ def _serve_here(config: "ServerConfig", host: str, port: int) -> None:
 def _serve_replicas(config: "ServerConfig", replicas: "ReplicaConfig", host: str, port: int) -> None:
     from presswork.server.replicas import run_replicas
 
-    _listener(host, port).close()
+    # A port of 0 is decided here: the process that listens says no more.
+    with _listener(host, port) as listener:
+        port = listener.getsockname()[1]
     _say(config, host, port, f" with {replicas.num_replicas} replicas")
     run_replicas(config, replicas, host=host, port=port)
 
@@ -138,6 +142,14 @@ def _say(config: "ServerConfig", host: str, port: int, how: str) -> None:
     note(f"serving {', '.join(config.models)}{how} at http://{shown}:{port}")
     if not config.is_local and not config.api_keys:
         note("anybody who reaches this address may use it: there is no API key (--api-key-file)")
+
+
+def _bytes_of(gib: float | None) -> int | None:
+    if gib is None:
+        return None
+    if not 0 < gib < 2**33:
+        raise ConfigError(f"--memory-gib must be above 0 and finite, got {gib}")
+    return int(gib * 2**30)
 
 
 def _is_local(host: str) -> bool:
@@ -152,6 +164,18 @@ def named_models(given: list[str] | None) -> dict[str, str]:
             raise ConfigError(f"two models are named {name!r}; give one another name: NAME={source}")
         found[name] = source
     return found
+
+
+def check_sources(config: "ServerConfig") -> None:
+    """Models and adapters are loaded later, and what cannot be is told now.
+
+    Raises: ModelNotFoundError, CheckpointError.
+    """
+    for source in config.models.values():
+        check_name(source)
+    for folders in config.adapters.values():
+        for folder in folders.values():
+            check_adapter(folder)
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -96,8 +96,8 @@ def evaluate(
         found = journal.once(f"{way} {start}", work)
         for i, text, has_ended in zip(some, found["texts"], found["ended"], strict=True):
             task, is_valid = tasks[i], tasks[i].accepts(text)
-            counts[task.kind].update(num=1, valid=is_valid, ended=has_ended)
-            by_steps[budgets[i % len(budgets)]].update(num=1, valid=is_valid)
+            counts[task.kind].update(num=1, valid=int(is_valid), ended=int(has_ended))
+            by_steps[budgets[i % len(budgets)]].update(num=1, valid=int(is_valid))
             if not is_valid:
                 invalid.append({"kind": task.kind, "source": task.source, "text": text})
         num_steps, wall_s = num_steps + found["steps"], wall_s + found["wall_s"]

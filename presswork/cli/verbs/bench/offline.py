@@ -16,6 +16,7 @@ from presswork.cli.progress import progress_bar
 from presswork.cli.sudoku import MAX_TOKENS, is_sudoku
 from presswork.engine.engine import Engine
 from presswork.engine.params import Mode
+from presswork.errors import ConfigError
 
 _MODES: tuple[Mode, ...] = ("diffusion", "ar")
 _PROMPT_TOKENS, _MAX_TOKENS = 256, 256
@@ -47,6 +48,11 @@ def offline(
     diffusion = {} if steps is None else {"max_denoising_steps": steps, "stability_threshold": None}
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=diffusion, prefix_cache_bytes=0)
     prompts = _prompts(engine, prompt_tokens, runs + 1)
+    if len(prompts[0]) >= engine.max_context:
+        raise ConfigError(
+            f"--prompt-tokens is {len(prompts[0])}, and the model's context of {engine.max_context} has to hold a "
+            "reply too; lower it"
+        )
     is_puzzle = is_sudoku(engine) and prompt_tokens is None
     length = max_tokens or min(MAX_TOKENS if is_puzzle else _MAX_TOKENS, engine.max_context - len(prompts[0]))
     params: dict[Mode, dict[str, Any]] = {"diffusion": diffusion, "ar": {}}

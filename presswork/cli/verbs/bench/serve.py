@@ -47,6 +47,8 @@ def serve(
     """
     from presswork.server.load import read_prompts, run_load, summary
 
+    if not url.startswith(("http://", "https://")):
+        raise RequestError(f"the server's address must begin with http:// or https://, got {url!r}")
     if mode not in ("diffusion", "ar"):
         raise RequestError(f"--mode must be diffusion or ar, got {mode!r}")
     if plot is not None:
@@ -61,12 +63,14 @@ def serve(
         results, wall_s = asyncio.run(load)
     loop = {"loop": "closed", "concurrency": concurrency} if rate is None else {"loop": "open", "rate_per_s": rate}
     report = {"url": url, "num": num, **loop, **body, **summary(results, wall_s)}
-    if plot is not None:
-        _draw(results, plot)
     if as_json:
         print_json(report)
     else:
         _print(report)
+    if plot is not None:
+        _draw(results, plot)
+    if not report["num_ok"]:
+        raise typer.Exit(1)
 
 
 def _print(report: dict[str, Any]) -> None:
