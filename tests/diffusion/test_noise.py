@@ -31,9 +31,14 @@ def test_a_number_depends_on_its_place_alone() -> None:
     assert torch.equal(noise.uniforms(1, 2, 8), noise.uniforms(1, 2, 100)[:8])
     drawn = [
         noise.uniforms(1, 2, 8), noise.uniforms(1, 3, 8), noise.uniforms(2, 2, 8), CounterNoise(8).uniforms(1, 2, 8),
-        CounterNoise(7 + (1 << 32)).uniforms(1, 2, 8),
+        CounterNoise(7 + (1 << 32)).uniforms(1, 2, 8), noise.start(1, 8), noise.uniforms(1, 0, 8),
     ]  # fmt: skip
     assert len({tuple(row.tolist()) for row in drawn}) == len(drawn)
+    tokens = [
+        noise.renoise(1, 2, 8, 1000), noise.renoise(1, 3, 8, 1000), noise.renoise(2, 2, 8, 1000),
+        noise.initial_canvas(1, 8, 1000), noise.initial_canvas(2, 8, 1000),
+    ]  # fmt: skip
+    assert len({tuple(row.tolist()) for row in tokens}) == len(tokens)
 
 
 def test_the_purposes_do_not_share_numbers() -> None:

@@ -127,10 +127,22 @@ def test_calibrated_probabilities_are_divided_by_those_without_a_state(engine):
         assert list(answer.probabilities.values()) == pytest.approx(wanted, abs=1e-5)
 
 
+def many_sizes(engine: Engine, many: dict) -> list[int]:
+    """Numbers of questions that one canvas holds."""
+    some = {n: dict(list(many.items())[:n]) for n in range(1, len(many) + 1)}
+    return [n for n, asked in some.items() if engine.decide({"a": [1, None]}, asked, steps=1).num_passes == 1]
+
+
 def test_more_questions_than_a_canvas_holds_take_several(engine):
     many = {f"q{i}": {"type": "noul", "instructions": f"Number {i}?"} for i in range(9)}
     reply = engine.decide({"a": [1, None]}, many, steps=1)
     assert list(reply.answers) == list(many) and reply.num_passes > 1
+    num_first = max(n for n in many_sizes(engine, many) if n < len(many))
+    rest = dict(list(many.items())[num_first : 2 * num_first])
+    again = engine.decide({"a": [1, None]}, rest, steps=1).answers
+    assert rest and {name: reply.answers[name].probabilities for name in rest} == {
+        name: answer.probabilities for name, answer in again.items()
+    }
 
 
 def test_questions_that_do_not_fit_the_context_together_are_asked_apart(engine):

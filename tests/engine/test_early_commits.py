@@ -105,6 +105,26 @@ def test_what_looks_back_counts_earlier_canvases_alone(engine, more):
     assert whole.token_ids[:8] == parts.token_ids[:8]
 
 
+def test_an_open_canvas_has_not_been_seen(engine):
+    request = engine.submit(PROMPT, engine.defaults.changed(**OWN, repetition_penalty=1.5))
+    num_looked = 0
+    while not request.ended:
+        engine.step()
+        if request.canvas is not None and request.canvas.num_held and request.num_canvases == 1:
+            num_looked += 1
+            assert request.seen_ids() == set(PROMPT)
+    assert num_looked
+
+
+def test_ends_are_held_off_from_what_goes_out_early_too(confident_model):
+    ends = list(range(0, 64, 2))
+    engine = Engine(confident_model, generation_config={"eos_token_id": ends})
+    ask = {**OWN, "entropy_bound": 30.0, "max_tokens": 16, "ignore_eos": False, "min_tokens": 9}
+    for seed in range(6):
+        ids = engine.generate(prompt_token_ids=PROMPT, **{**ask, "seed": seed}).token_ids
+        assert len(ids) >= 9 and not set(ids[:9]) & set(ends)
+
+
 @pytest.mark.parametrize("more", [{"frequency_penalty": 9.0}, {"presence_penalty": 9.0}])
 def test_what_a_canvas_has_committed_itself_is_not_penalised_in_it(engine, more):
     """Nothing was written before the first canvas, so a penalty changes nothing in it."""

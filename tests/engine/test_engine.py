@@ -5,10 +5,14 @@ import threading
 import pytest
 import torch
 
+from presswork.cache.contiguous import SequenceCache
+from presswork.diffusion.accept import ConfidenceRule
 from presswork.engine.engine import Engine, EngineConfig
 from presswork.engine.events import Commit, Done, Draft
+from presswork.engine.params import SamplingParams
 from presswork.errors import EngineClosedError, NonFiniteError, QueueFullError, RequestError, UnsupportedError
-from presswork.testing import fixture_model, full_logits, run_segment
+from presswork.models.transformer import Transformer
+from presswork.testing import full_logits, run_segment
 from tests.engine.conftest import prompt_ids
 
 MIXED = [
@@ -249,16 +253,83 @@ def test_a_long_list_of_prompts_waits_for_room_in_the_queue(confident_model):
     assert [len(reply.token_ids) for reply in replies] == [3] * 9
 
 
-def test_non_finite_logits_fail_that_request_alone():
-    model = fixture_model(peak=6.0, width=2.0)
-    model.decoder.embedding[5] = float("nan")
-    engine = Engine(model)
-    # Canvas noise may draw token 5 too, so the healthy request runs causally, away from it.
-    model.decoder.embedding[5, 1:] = 0.1
-    sick = engine.submit([7, 5, 9], engine.defaults.changed(max_tokens=8))
+def test_logits_that_are_not_finite_fail_their_request_alone(confident_model):
+    params = dict(max_tokens=8, ignore_eos=True)
+    alone = Engine(confident_model).generate(prompt_token_ids=[5, 6, 7], **params).token_ids
+    engine = Engine(confident_model)
+    sick, well = (engine.submit(ids, engine.defaults.changed(**params)) for ids in ([7, 5, 9], [5, 6, 7]))
+    run = engine._runner.run
+    engine._runner.run = lambda items: [  # type: ignore[method-assign]
+        hidden * float("nan") if item.request is sick else hidden
+        for item, hidden in zip(items, run(items), strict=True)
+    ]
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
-        finish(engine, sick)
-    assert engine.num_running == 0
+        engine.reply(sick)
+    assert engine.reply(well).token_ids == alone and engine.num_running == 0
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "ar"])
+@pytest.mark.parametrize(
+    "params", [dict(temperature=0.5), dict(top_k=3), dict(top_p=0.5), dict(repetition_penalty=2.0), {}]
+)
+def test_parameters_do_to_the_logits_what_they_say(engine, mode, params):
+    """Entropies of the first step, or logs of the tokens drawn, against the definition."""
+    prompt = prompt_ids(7, 1)
+    request = engine.submit(
+        prompt, engine.defaults.changed(mode=mode, max_tokens=8, max_denoising_steps=2, ignore_eos=True, **params)
+    )
+    engine.step()
+    if mode == "diffusion":
+        z, scale = engine.canvas_logits(prompt, request.noise.initial_canvas(0, 8, 64).tolist()), 0.8
+    else:
+        z, scale = causal_logits(engine.model, prompt)[-1:], 1.0
+    if "repetition_penalty" in params:
+        seen = torch.tensor(sorted(set(prompt)))
+        z[:, seen] = torch.where(z[:, seen] > 0, z[:, seen] / 2, z[:, seen] * 2)
+    p = (z / (scale * params.get("temperature", 1.0))).softmax(-1)
+    p, order = p.sort(descending=True)
+    if "top_k" in params:
+        p[:, 3:] = 0
+    if "top_p" in params:
+        p[p.cumsum(-1) - p >= 0.5] = 0
+    p /= p.sum(-1, keepdim=True)
+    if mode == "diffusion":
+        assert request.canvas is not None
+        torch.testing.assert_close(request.canvas.entropy, torch.special.entr(p).sum(-1), atol=1e-4, rtol=1e-4)
+        return
+    allowed = set(order[0, p[0] > 1e-6].tolist())
+    drawn = [engine.generate(
+        prompt_token_ids=prompt, mode="ar", max_tokens=1, ignore_eos=True, seed=seed, **params
+    ).token_ids[0] for seed in range(200)]  # fmt: skip
+    assert set(drawn) <= allowed
+    share = torch.tensor([drawn.count(token) / 200 for token in order[0].tolist()])
+    assert (share - p[0]).abs().max() < 0.13  # four standard deviations and more
+
+
+def test_an_accept_threshold_is_a_rule_of_its_own():
+    assert SamplingParams(accept_threshold=0.6).rules().accept == ConfidenceRule(0.6)
+
+
+def test_limits_of_a_pass_are_kept(confident_model):
+    engine = Engine(confident_model, config=EngineConfig(prefill_chunk=8))
+    request = engine.submit(prompt_ids(30, 1), engine.defaults.changed(max_tokens=8))
+    engine.step()
+    assert request.cache is not None and request.cache.length == 8
+    engine = Engine(confident_model, config=EngineConfig(max_rows=9))
+    requests = [engine.submit(prompt_ids(1, n), engine.defaults.changed(max_tokens=8)) for n in range(3)]
+    engine.step()
+    assert sum(one.num_passes for one in requests) == 1
+
+
+def test_requests_share_a_pass_of_the_model(confident_model, monkeypatch):
+    calls: list[int] = []
+    forward = Transformer.forward
+    monkeypatch.setattr(Transformer, "forward", lambda self, *args: calls.append(1) or forward(self, *args))
+    engine = Engine(confident_model)
+    for n in range(3):
+        engine.submit(prompt_ids(3, n), engine.defaults.changed(max_tokens=8))
+    engine.step()
+    assert len(calls) == 1
 
 
 def test_logprobs_match_the_model_at_the_committing_step(confident_model):
@@ -277,15 +348,15 @@ def test_logprobs_match_the_model_at_the_committing_step(confident_model):
         assert entry.num_steps == entry.settled_step == 1
 
 
-def test_score_is_the_causal_likelihood(confident_model, engine):
-    from presswork.cache.contiguous import SequenceCache
+def causal_logits(model, ids: list[int]) -> torch.Tensor:
+    embedded = model.embed_prompt(torch.tensor(ids))
+    return full_logits(model, run_segment(model, embedded, SequenceCache(model.config), is_canvas=False))
 
+
+def test_score_is_the_causal_likelihood(confident_model, engine):
     prompt, completion = prompt_ids(9, 1), prompt_ids(5, 2)
-    ids = torch.tensor(prompt + completion)
-    hidden = run_segment(
-        confident_model, confident_model.embed_prompt(ids), SequenceCache(confident_model.config), is_canvas=False
-    )
-    expected = torch.log_softmax(full_logits(confident_model, hidden), -1)[8:13].gather(1, ids[9:, None])[:, 0]
+    logprobs = torch.log_softmax(causal_logits(confident_model, prompt + completion), -1)
+    expected = logprobs[8:13].gather(1, torch.tensor(completion)[:, None])[:, 0]
     assert engine.score(prompt, completion) == pytest.approx(expected.tolist(), abs=1e-4)
 
 

@@ -101,9 +101,10 @@ def test_a_gap_may_be_longer_than_a_canvas(engine):
     assert len(reply.texts[0]) == 61
 
 
-def test_the_likeliest_candidate_is_the_one_the_causal_mode_scores_best(engine):
+@pytest.mark.parametrize("params", [{}, {"max_tokens": 40}], ids=["lengths", "floating"])
+def test_the_likeliest_candidate_is_the_one_the_causal_mode_scores_best(engine, params):
     fixed, encode = ["def add(a, b):\n", "    return total\n"], engine.tokenizer.encode_plain
-    reply = fill(engine, fixed, num_candidates=4, seed=3)
+    reply = fill(engine, fixed, num_candidates=4, seed=3, **params)
     assert len({one.texts for one in reply.candidates}) > 1 and reply.texts == reply.candidates[0].texts
     # The last token before the gap is written again, and the end counts.
     begin, prompt, scores = engine.tokenizer.encode("")[:1], encode(fixed[0])[:-1], []

@@ -11,7 +11,7 @@ from torch import Tensor
 from presswork.errors import RequestError
 from presswork.ops.vocab_head import ClassWeights, EditGroup, LogitEdits, Reading, TokenClasses, read_vocab
 from tests.ops.class_cases import some_classes
-from tests.ops.vocab_head_cases import DTYPES, FAST, ask, assert_agrees, rows_of, scaled, some_edits, weights
+from tests.ops.vocab_head_cases import DTYPES, FAST, ask, assert_agrees, rounding, rows_of, scaled, some_edits, weights
 
 IMPLS = ("reference", *FAST)
 SIZES = ((1, 7, 64, 3), (5, 33, 1000, 40), (90, 16, 5000, 700), (17, 24, 32768 + 3, 2500))
@@ -208,7 +208,7 @@ def test_only_tokens_in_a_class_can_spoil_a_row(softcap: float | None, impl: Any
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_company_and_threads_change_nothing(dtype: torch.dtype, several_threads: Any) -> None:
     rows, vocab = 90, 32771
-    hidden, embedding = weights(rows, 40, vocab, dtype)
+    hidden, embedding = rounding(rows, 40, vocab, dtype)
     hidden[::2] *= 8
     class_weights = some_weights(rows, some_classes(vocab, 300), restricted=True)
     asked = ask(rows, vocab, top_logprobs=0, token_ids=None, class_weights=class_weights)

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from presswork.errors import ConfigError, RequestError
 from presswork.ops.head_loss import expected_embedding, head_cross_entropy, logit_gradients
+from presswork.ops.head_loss.fast import softmax_in_place
 from tests.ops.closeness import DTYPES, random
 
 IMPLS = ["reference", "fast"]
@@ -70,6 +71,16 @@ def test_threads_do_not_change_a_bit(several_threads) -> None:
             losses, _ = logit_gradients(products, torch.arange(300), 30.0, 0.5, "fast")
         results.append((losses, products))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_threads_do_not_change_a_bit_of_probabilities(several_threads) -> None:
+    results = []
+    for threads in (1, 3):
+        products = random(300, 4096)
+        with several_threads(threads):
+            softmax_in_place(products, 30.0)
+        results.append(products)
+    assert torch.equal(*results)
 
 
 def test_no_targets_are_a_loss_of_zero() -> None:

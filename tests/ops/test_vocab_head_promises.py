@@ -14,7 +14,7 @@ import torch
 
 from presswork.errors import ConfigError, RequestError
 from presswork.ops.vocab_head import EditGroup, LogitEdits, Reading, read_vocab
-from tests.ops.vocab_head_cases import DTYPES, FAST, ask, assert_agrees, rows_of, scaled, weights
+from tests.ops.vocab_head_cases import DTYPES, FAST, ask, assert_agrees, rounding, rows_of, scaled, weights
 
 
 @pytest.fixture
@@ -68,9 +68,7 @@ def test_soft_embedding_of_chosen_rows_from_an_untied_source(impl: Any) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_row_alone_reads_as_in_a_crowd(dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(4)
-    hidden = torch.randn(300, 40, generator=generator).to(dtype)
-    embedding = (torch.randn(9000, 40, generator=generator) / 4).to(dtype)
+    hidden, embedding = rounding(300, 40, 9000, dtype)
     asked = ask(300, 9000, top_k=torch.arange(300) % 3 * 7)
     crowd = read_vocab(hidden, embedding, **asked)
     for row in (0, 1, 2, 37, 255, 256, 299):
@@ -85,9 +83,7 @@ def test_a_row_alone_reads_as_in_a_crowd(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_few_rows_of_a_small_vocabulary_are_the_same_in_a_crowd_belief_and_all(dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(6)
-    hidden = torch.randn(259, 64, generator=generator).to(dtype)
-    embedding = (torch.randn(300, 64, generator=generator) / 4).to(dtype)
+    hidden, embedding = rounding(259, 64, 300, dtype)
     asked = ask(259, 300)
     crowd = read_vocab(hidden, embedding, impl="tiled", **asked)
     for rows in (slice(0, 1), slice(1, 3), slice(4, 7), slice(9, 14), slice(100, 120), slice(255, 257)):
@@ -102,7 +98,7 @@ def test_a_few_rows_of_a_small_vocabulary_are_the_same_in_a_crowd_belief_and_all
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_number_of_threads_changes_nothing(dtype: torch.dtype, two_threads: None) -> None:
-    hidden, embedding = weights(90, 200, 32771, dtype)
+    hidden, embedding = rounding(90, 200, 32771, dtype)
     hidden[::2] *= 8  # sharp rows, for which most tiles are left out
     asked = ask(90, 32771, top_logprobs=3)
     together = read_vocab(hidden, embedding, impl="tiled", **asked)

@@ -46,6 +46,13 @@ def weights(rows: int, width: int, vocab: int, dtype: torch.dtype, spread: float
     return hidden.to(dtype), embedding.to(dtype)
 
 
+def rounding(rows: int, width: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Hidden rows and embedding whose products are rounded, so that another order of summation shows."""
+    generator = torch.Generator().manual_seed(rows * 1000 + vocab)
+    hidden = torch.randn(rows, width, generator=generator).to(dtype)
+    return hidden, (torch.randn(vocab, width, generator=generator) / 4).to(dtype)
+
+
 def uniforms(rows: int) -> Tensor:
     return torch.rand(rows, generator=torch.Generator().manual_seed(rows), dtype=torch.float64)
 

@@ -10,6 +10,7 @@ from presswork.server.generation import Written
 from presswork.server.routes.anthropic import _Blocks, turns_of
 from presswork.text.parsers import ToolCall
 from presswork.text.parts import Piece
+from presswork.text.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "def add"}]
 TOOLS = [
@@ -77,10 +78,11 @@ def test_a_forced_tool_is_used(client):
         assert told.stop_reason == "tool_use" and block.name == "look" and set(block.input) == {"at"}
 
 
-def test_a_begun_answer_is_gone_on_with_and_tokens_are_counted(client):
+def test_a_begun_answer_is_gone_on_with_and_tokens_are_counted(client, folder):
     plain = client.messages.count_tokens(model="tiny", messages=HELLO).input_tokens
     begun = [*HELLO, {"role": "assistant", "content": "return total"}]
-    assert client.messages.count_tokens(model="tiny", messages=begun).input_tokens > plain
+    num_begun = len(Tokenizer.from_folder(folder).encode_plain("return total"))
+    assert client.messages.count_tokens(model="tiny", messages=begun).input_tokens == plain + num_begun
     system = client.messages.count_tokens(model="tiny", messages=HELLO, system=[{"type": "text", "text": "You add."}])
     assert system.input_tokens > plain
     told = client.messages.create(model="tiny", messages=begun, max_tokens=4)

@@ -195,10 +195,12 @@ def test_drafts_are_among_the_self_conditioned_and_need_a_text_that_can_be_seen(
 
 
 def test_documents_come_back_from_disk(tmp_path: Path) -> None:
-    held = documents()
+    held = documents(prompt_length=3)
     save_documents(held, tmp_path / "a" / "documents.npz")
     found = load_documents(tmp_path / "a" / "documents.npz")
-    assert all(np.array_equal(getattr(found, name), getattr(held, name)) for name in ("tokens", "offsets"))
+    assert all(
+        np.array_equal(getattr(found, name), getattr(held, name)) for name in ("tokens", "offsets", "prompt_lengths")
+    )
     (tmp_path / "broken.npz").write_bytes(b"no")
     (tmp_path / "empty.npz").touch()
     for name in ("broken.npz", "empty.npz", "missing.npz"):
