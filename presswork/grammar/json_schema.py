@@ -182,15 +182,13 @@ class _Reader:
     def _cycles(self) -> set[str]:
         """The references of the document that lead to themselves."""
         leads_to: dict[str, set[str]] = {}
-        pending = ["#"]
+        pending: list[tuple[str, Any]] = [("#", self._document)]
         while pending:
-            pointer = pending.pop()
+            pointer, schema = pending.pop()
             if pointer not in leads_to:
                 self._spend(1)
-                found = [
-                    self._follow(reference, where)[0] for reference, where in references(self._at(pointer), pointer)
-                ]
-                leads_to[pointer] = set(found)
+                found = [self._follow(reference, where) for reference, where in references(schema, pointer)]
+                leads_to[pointer] = {target for target, _ in found}
                 pending += found
         # What leads nowhere is in no cycle, and neither is what only leads there.
         has_shrunk = True
@@ -213,9 +211,6 @@ class _Reader:
                 pending += leads_to[pointer]
         self._spend(len(seen) // 50)
         return False
-
-    def _at(self, pointer: str) -> Any:
-        return self._document if pointer == "#" else self._follow(pointer, pointer)[1]
 
     def _follow(self, reference: str, path: str) -> tuple[str, Any]:
         """The schema that a reference names, and the reference in its plainest form."""

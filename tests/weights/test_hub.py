@@ -191,7 +191,7 @@ def test_refusals_of_the_hub_are_one_line(
 
 def test_without_a_network_the_reason_is_given() -> None:
     with pytest.raises(
-        ModelNotFoundError, match=r"acme/x is not complete .* cannot be reached \(.*refused.*\)"
+        ModelNotFoundError, match=r"acme/x is no folder here and not complete .* cannot be reached \(.*refused.*\)"
     ) as caught:
         pull("acme/x")
     assert "\n" not in str(caught.value)
@@ -199,7 +199,9 @@ def test_without_a_network_the_reason_is_given() -> None:
 
 def test_offline_mode_is_honoured_and_named(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelNotFoundError, match=r"acme/tiny is not complete .* and HF_HUB_OFFLINE is set; unset it"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"acme/tiny is no folder here and not complete .* and HF_HUB_OFFLINE is set; unset it"
+    ):
         resolve("acme/tiny")
     assert fake.fetched == []
 
