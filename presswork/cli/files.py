@@ -9,15 +9,19 @@ from pathlib import Path
 from presswork.errors import RequestError
 
 
-def read_text(file: Path) -> str:
-    """A file's text, line ends as they are; - is standard input. Raises RequestError."""
+def read_text(file: Path, name: str = "text") -> str:
+    """A file's text, line ends as they are; - is standard input.
+
+    Args: name: what the messages call it.
+    Raises: RequestError.
+    """
     origin = "standard input" if str(file) == "-" else str(file)
     try:
         return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode()
     except UnicodeDecodeError as error:
-        raise RequestError(f"the text in {origin} is not UTF-8: byte {error.start} is wrong") from error
+        raise RequestError(f"the {name} in {origin} cannot be read: byte {error.start} is not UTF-8") from error
     except OSError as error:
-        raise RequestError(f"the text cannot be read: {error}; give a text file") from error
+        raise RequestError(f"the {name} cannot be read: {error}; give a text file") from error
 
 
 def check_can_apply(file: Path) -> None:

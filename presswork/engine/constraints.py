@@ -102,13 +102,15 @@ class ConstraintTable:
         whole = self._find((language.key, end_ids, pad_id, b""), lambda: self._prepared(language, end_ids, pad_id))
         if never is None or not len(never):
             return whole
-        if not language.is_open and end_ids <= set(never.tolist()):
+        if not language.is_open and np.isin(list(end_ids), never).all():
             raise ConstraintError("every token that ends a text is ruled out, and a constraint needs one; allow one")
-        left = without_tokens(whole.automaton.text, never)
-        if left is whole.automaton.text:
-            return whole
-        key = (language.key, end_ids, pad_id, hashlib.blake2b(never.tobytes(), digest_size=16).digest())
-        return self._find(key, lambda: self._for_canvases(left, language, end_ids, pad_id))
+
+        def what_is_left() -> Constraint:
+            text = without_tokens(whole.automaton.text, never)
+            return whole if text is whole.automaton.text else self._for_canvases(text, language, end_ids, pad_id)
+
+        digest = hashlib.blake2b(never.tobytes(), digest_size=16).digest()
+        return self._find((language.key, end_ids, pad_id, digest), what_is_left)
 
     def _find(self, key: _Key, prepare: Callable[[], Constraint]) -> Constraint:
         with self._lock:

@@ -158,10 +158,11 @@ def _letter_sheets(
         if not taken:
             raise UnsupportedError(f"a canvas of {canvas} tokens has no room for an answer; give a larger model")
         text = _with_options(state, [asked[one.name] for one in taken])
-        if len(taken) > 1 and len(engine.encode_prompt(text)) > _room(engine):
+        ids = engine.encode_prompt(text)
+        if len(taken) > 1 and len(ids) > _room(engine):
             most = len(taken) // 2
             continue
-        yield _Sheet(prompt=_prompt(engine, text), tokens=_ended(engine, tokens), asked=taken)
+        yield _Sheet(prompt=_checked(engine, ids), tokens=_ended(engine, tokens), asked=taken)
         names = names[len(taken) :]
 
 
@@ -178,7 +179,7 @@ def _text_sheets(engine: "Engine", tokenizer: Tokenizer, state: str, asked: Mapp
         listed = "\n".join(f"{option}: {note}" for option, note in notes if note)
         text = "\n\n".join(part for part in (state, question.instructions, listed) if part)
         one = _Asked(name=name, places=list(range(length)), options=padded)
-        yield _Sheet(prompt=_prompt(engine, text), tokens=_ended(engine, padded[0]), asked=[one])
+        yield _Sheet(prompt=_checked(engine, engine.encode_prompt(text)), tokens=_ended(engine, padded[0]), asked=[one])
 
 
 def takes_letters(tokenizer: Tokenizer | None) -> bool:
@@ -210,8 +211,8 @@ def _with_options(state: str, questions: Sequence[Question]) -> str:
     return "\n".join(parts)
 
 
-def _prompt(engine: "Engine", text: str) -> list[int]:
-    ids = engine.encode_prompt(text)
+def _checked(engine: "Engine", ids: list[int]) -> list[int]:
+    """A prompt's tokens. Raises RequestError where there are none, or too many."""
     if not ids:
         raise RequestError("a decision needs a state or instructions: this model has no begin token to start from")
     room = _room(engine)

@@ -290,7 +290,5 @@ def _finished(model: ServedModel, task: "asyncio.Task[None]") -> None:
     error = None if task.cancelled() else task.exception()
     model.failed_at = None if error is None or isinstance(error, HttpError) else time.monotonic()
     if error is not None and not isinstance(error, HttpError):
-        if isinstance(error, PressworkError):
-            logger.error("model %s cannot be loaded: %s", model.name, error)
-        else:
-            logger.error("model %s cannot be loaded", model.name, exc_info=error)
+        trace = None if isinstance(error, PressworkError) else error
+        logger.error("model %s cannot be loaded: %s", model.name, error, exc_info=trace)

@@ -1,6 +1,7 @@
 """Training state on disk: written beside the old one, then swapped in, so that a crash leaves one good file."""
 
 import os
+import pickle
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,10 @@ from presswork.errors import CheckpointError
 STATE_FILE = "training_state.pt"
 PART_FOLDERS = ("training_state.parts-0", "training_state.parts-1")
 """Where several processes write their tensors, in turn (training/sharded_state.py)."""
+# torch unpickles whatever is there.
+_UNREADABLE = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
@@ -50,6 +55,6 @@ def load_state(folder: Path, *, is_mapped: bool = False) -> dict[str, Any] | Non
         return None
     try:
         return torch.load(target, map_location="cpu", weights_only=True, mmap=is_mapped)
-    except Exception as error:  # torch unpickles whatever is there, and that fails in many ways
+    except _UNREADABLE as error:
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         raise CheckpointError(f"cannot read {target}: {reason}; remove it to start over") from error

@@ -1,16 +1,13 @@
 """The files a run reads, told apart by their contents: one that is gone on with has to find the same ones."""
 
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from presswork.errors import DataError
+from presswork.text.check_sum import check_sum
 from presswork.training.recipe import FromCheckpoint, Recipe
 from presswork.weights.hub import resolve
-
-_PIECE_BYTES = 1 << 20
 
 
 def contents_of(recipe: Recipe) -> dict[str, str]:
@@ -21,10 +18,10 @@ def contents_of(recipe: Recipe) -> dict[str, str]:
 
     Raises: DataError for a file that cannot be read.
     """
-    found = {str(file): _check_sum(file) for file in _files(recipe.data) if file.is_file()}
+    found = {str(file): _told(file) for file in _files(recipe.data) if file.is_file()}
     if recipe.lora is not None and isinstance(recipe.start, FromCheckpoint):
         for file in sorted(resolve(recipe.start.model).glob("*.safetensors")):
-            found[f"{recipe.start.model}/{file.name}"] = _check_sum(file, only_ends=True)
+            found[f"{recipe.start.model}/{file.name}"] = _told(file, only_ends=True)
     return found
 
 
@@ -44,15 +41,5 @@ def _files(value: Any) -> Iterator[Path]:
             yield from _files(getattr(value, field.name))
 
 
-def _check_sum(file: Path, *, only_ends: bool = False) -> str:
-    found = 0
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            while piece := opened.read(_PIECE_BYTES):
-                found = zlib.crc32(piece, found)
-                if only_ends and opened.tell() < size - _PIECE_BYTES:
-                    opened.seek(size - _PIECE_BYTES)
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
-    return f"{size} {found:08x}"
+def _told(file: Path, *, only_ends: bool = False) -> str:
+    return f"{file.stat().st_size} {check_sum(file, only_ends=only_ends):08x}"

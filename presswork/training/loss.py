@@ -148,13 +148,13 @@ def batch_losses(
     """
     whole = whole or Whole.of(batch)
     stacks = (model.encoder, model.decoder)
-    used = _before_padding(batch.targets, whole)
     loads: list[RouterLoads | None] = [None, None]
     if balance_weight:
         adapters = [None if model.adapter is None else model.adapter.layers(at) for at in (False, True)]
+        counted = (_before_padding(batch.targets, whole), None)
         loads = [
             RouterLoads(stack, whole.add, adapter, rows)
-            for stack, adapter, rows in zip(stacks, adapters, (used, None), strict=True)
+            for stack, adapter, rows in zip(stacks, adapters, counted, strict=True)
         ]
     hidden, kept = encode(model, batch.ids, attend, batch.origins, loads[0])
     if not keys_learn:

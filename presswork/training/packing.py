@@ -356,14 +356,16 @@ def load_documents(path: Path) -> Documents:
     """Tokenised documents from `save_documents`.
 
     Raises:
-        DataError: the file is missing or broken.
+        DataError: the file cannot be read or holds something else.
     """
     try:
         with np.load(path) as saved:
             tokens = saved["tokens"].astype(np.int32, copy=False)
             return Documents(tokens=tokens, offsets=saved["offsets"], prompt_lengths=saved["prompt_lengths"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read {path}: {error}; prepare the data again") from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}; prepare the data again") from error
+    except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read {path}: no .npz of tokenised documents; prepare the data again") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

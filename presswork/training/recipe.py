@@ -177,8 +177,9 @@ def override(value: Any, settings: Sequence[str]) -> Any:
         *parts, name = path.strip().split(".")
         node = tree
         for part in parts:
-            below = node.get(part)
-            node[part] = node = below if isinstance(below, dict) else {}
+            if not isinstance(node.get(part), dict):
+                node[part] = {}
+            node = node[part]
         node[name] = text.strip()
     return _changed(value, tree, ())
 

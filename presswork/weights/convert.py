@@ -42,9 +42,9 @@ def convert(
     """
     if read_layout(source) != "autoregressive":
         raise ConfigError(f"{source} is a diffusion model already; convert takes an autoregressive one")
-    _require_free(target)
-    # A wrong length is told before minutes of reading.
+    # What is wrong is told before minutes of reading.
     replace(read_config(source), canvas_length=canvas_length)
+    _require_free(target)
     model = load_model(source, progress=progress)
     model.config = replace(model.config, canvas_length=canvas_length)
     ends = {"eos_token_id": read_end_ids(source), "pad_token_id": model.config.pad_token_id}
@@ -69,14 +69,22 @@ def merge(
     """
     if read_layout(source) == "autoregressive":
         raise ConfigError(f"{source} is an autoregressive model; make it a diffusion model first, with convert")
-    _require_free(target)
-    # A wrong adapter is told before minutes of reading.
+    # What is wrong is told before minutes of reading.
     factors = load_adapter(adapter, read_config(source))
+    _require_free(target)
     model = load_model(source, progress=progress)
     merge_adapter(model, factors)
     save_model(model, target, max_shard_bytes=max_shard_bytes, extra=extra)
 
 
 def _require_free(target: Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    """Make the folder. Raises CheckpointError where that cannot be, or where it holds something."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        is_free = not any(target.iterdir())
+    except FileExistsError:
+        is_free = False
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror}; give another place") from error
+    if not is_free:
         raise CheckpointError(f"{target} is there and not an empty folder; give another place")

@@ -58,14 +58,10 @@ def resolve(source: str | Path, *, may_pull: bool = True) -> Path:
         ModelNotFoundError: nothing answers to the name.
         CheckpointError: the Hub has it but it cannot be fetched or is not a model of this family.
     """
-    name, embedded = str(source), _embedded()
-    if name in embedded:
-        return embedded[name]
-    folder = _existing(name)
+    name = str(source)
+    folder = _here(name)
     if folder is not None:
         return folder
-    if not _is_hub_id(name):
-        raise ModelNotFoundError(_unknown(name, list(embedded)))
     cached = _cached(name)
     if cached is not None:
         return cached
@@ -78,8 +74,16 @@ def resolve(source: str | Path, *, may_pull: bool = True) -> Path:
 
 def check_name(source: str) -> None:
     """Raises ModelNotFoundError where a name is none of an embedded model, a folder, and what the Hub may have."""
-    if source not in _embedded() and _existing(source) is None and not _is_hub_id(source):
-        raise ModelNotFoundError(_unknown(source, list(_embedded())))
+    _here(source)
+
+
+def _here(name: str) -> Path | None:
+    """An embedded model's folder, or the folder of that name; None for what the Hub may have."""
+    embedded = _embedded()
+    folder = embedded[name] if name in embedded else _existing(name)
+    if folder is None and not _is_hub_id(name):
+        raise ModelNotFoundError(_unknown(name, list(embedded)))
+    return folder
 
 
 def pull(repo_id: str, *, revision: str | None = None, progress: bool = True) -> Path:

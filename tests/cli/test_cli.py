@@ -54,6 +54,9 @@ def give_stdin(monkeypatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
+RECIPE = str(Path(__file__).parents[1] / "training" / "recipe_for_tests.py")
+
+
 def test_run_writes_the_likeliest_of_several(capsys):
     expected = load("molecules").generate("CC(=O)", best_of=3, seed=5, max_tokens=20)
     code, out, err = run(
@@ -72,6 +75,8 @@ def test_run_solves_the_example(capsys):
     assert solution is not None
     assert read_puzzle(out).tolist() == solution.tolist()
     assert "denoise steps" in err and "tokens/s" in err
+    told = json.loads(run(capsys, "run", "--model", "sudoku", "--json")[1])
+    assert told["solved"] and told["grid"] == "".join(map(str, solution.tolist()))
 
 
 def test_run_tries_a_sudoku_until_the_rules_are_kept(capsys):
@@ -101,6 +106,7 @@ def test_run_prints_json(capsys):
     reply = json.loads(out)
     assert code == 0 and len(reply["token_ids"]) == 20 == len(reply["logprobs"])
     assert reply["finish_reason"] == "length" and reply["usage"]["prompt_tokens"] == 92
+    assert reply["solved"] is False and reply["grid"] is None
 
 
 def test_run_reads_stdin_and_files(capsys, monkeypatch, tmp_path):
@@ -190,6 +196,12 @@ def test_eval_counts_puzzles(capsys, tmp_path):
         (("run", "hello", "--model", "sudoku"), 2, "unexpected 'h' at character 1"),
         (("run", "x", "--file", "y"), 2, "either a prompt or --file"),
         (("run", "--file", "nowhere.txt"), 2, "the prompt cannot be read"),
+        (("run", "x", "--logprobs", "2"), 2, "--logprobs is told by --json"),
+        (("run", "x", "--trace"), 2, "--trace is told by --json"),
+        (("fill", RECIPE, "--at", f"1:{'9' * 5000}"), 2, "--at must be LINE:COLUMN"),
+        (("fill", RECIPE, "--at", "1:1", "--indent", "9" * 5000), 2, "--indent must be a number of spaces"),
+        (("eval", "structure", "--schemas", "0", "--regexes", "0"), 2, "both 0"),
+        (("decide", RECIPE, "-m", "molecules", "-q", "nowhere.json"), 2, "the questions cannot be read"),
         (("run", "x", "--model", "sudokku"), 3, "sudoku"),
         (("show", "no/such-model"), 3, "no/such-model"),
         (("eval", "sudoku", "--clues", "9-99"), 2, "17-81"),
@@ -271,6 +283,8 @@ def test_adapters_are_loaded_named_and_merged(capsys, adapter, tmp_path):
     assert load(tmp_path / "merged").tokenizer is not None
     code, _, err = run(capsys, "merge", "sudoku", str(adapter), str(tmp_path / "merged"))
     assert code == 4 and "is there and not an empty folder" in err
+    code, _, err = run(capsys, "merge", "sudoku", str(adapter), "/proc/merged")
+    assert code == 4 and "/proc/merged cannot be written" in err
 
 
 @pytest.mark.parametrize(
@@ -383,9 +397,6 @@ def test_eval_code_takes_the_parts_that_are_asked_for(capsys, tmp_path):
     ):
         code, out, err = run(capsys, *ask, *extra)
         assert code == 2 and message in err and err.count("\n") == 1 and out == ""
-
-
-RECIPE = str(Path(__file__).parents[1] / "training" / "recipe_for_tests.py")
 
 
 @pytest.mark.slow

@@ -178,7 +178,7 @@ def test_a_missing_or_binary_file_is_one_line(capsys, folder, tmp_path):
     assert code == 2 and "the text cannot be read" in err
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     code, _, err = run(capsys, "edit", tmp_path / "binary", "--model", folder)
-    assert code == 2 and "is not UTF-8: byte 0 is wrong" in err
+    assert code == 2 and "byte 0 is not UTF-8" in err
 
 
 def test_eval_structure_shows_what_keeping_to_a_language_changes(capsys, folder):

@@ -1,4 +1,4 @@
-"""One canvas by the definition: a plain loop over full logits, with pins and early commits."""
+"""One canvas by the definition: a plain loop over full logits, with pins, early commits and an early stop."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,8 +12,8 @@ from presswork.ops.vocab_head.reference import draw
 def plain_canvas(
     engine: Engine, prompt: Sequence[int], before: Sequence[int], index: int, length: int, pins: Mapping[int, int],
     params: SamplingParams,
-) -> tuple[list[int], list[int]]:  # fmt: skip
-    """(the canvas, how many of its positions were committed after each step); no early stop.
+) -> tuple[list[int], list[int], int]:  # fmt: skip
+    """(the canvas, how many of its positions were committed before each step, steps).
 
     Args: before: what was written before it. pins: by position in the canvas.
     """
@@ -23,6 +23,7 @@ def plain_canvas(
     held, num_committed = dict(pins), [0]
     unchanged = [0] * length
     canvas, belief, best = noise.initial_canvas(index, length, vocab).tolist(), None, None
+    stop, earlier = params.rules().stop, []
     for position, token in held.items():
         canvas[position] = token
     for step in range(params.max_denoising_steps):
@@ -47,6 +48,11 @@ def plain_canvas(
             num_committed.append(num)
             if num == length:
                 break
+        if stop is not None and len(earlier) >= stop.stability_threshold:
+            is_stable = all(old == best for old in earlier[len(earlier) - stop.stability_threshold :])
+            if is_stable and float(entropy.mean()) < stop.confidence_threshold:
+                break
+        earlier.append(best)
         canvas = [(sample if i in kept else fresh)[i] for i in range(length)]
         belief = z.clone()
         for position, token in held.items():
@@ -54,4 +60,4 @@ def plain_canvas(
             belief[position] = torch.full_like(belief[position], -torch.inf)
             belief[position, token] = 0.0
     assert best is not None
-    return best, num_committed
+    return best, num_committed, step + 1

@@ -33,7 +33,7 @@ def test_the_engine_agrees_with_a_plain_loop_over_three_canvases(engine, pins, c
     plain: list[tuple[int, int]] = []
     for index, length in enumerate((8, 8, 4)):
         inside = {p - len(written): token for p, token in pins.items() if 0 <= p - len(written) < length}
-        canvas, counts = plain_canvas(engine, PROMPT, written, index, length, inside, params)
+        canvas, counts, _ = plain_canvas(engine, PROMPT, written, index, length, inside, params)
         written += canvas
         plain += [(index, b - a) for a, b in zip(counts, [*counts[1:], length], strict=True) if b > a]
     assert len(plain) > 3, "the case must commit early"

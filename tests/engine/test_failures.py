@@ -238,7 +238,7 @@ def test_a_request_shows_its_end_only_when_it_can_be_read(engine):
 
 
 @pytest.mark.slow
-def test_scoring_keeps_no_memory_and_lets_requests_through(confident_model):
+def test_scoring_keeps_no_memory(confident_model):
     engine = Engine(confident_model, config=EngineConfig(prefill_chunk=8))
     gc.collect()
     gc.disable()
@@ -250,6 +250,30 @@ def test_scoring_keeps_no_memory_and_lets_requests_through(confident_model):
         assert sum(type(thing) is SequenceCache for thing in gc.get_objects()) == before
     finally:
         gc.enable()
+
+
+def test_scoring_lets_requests_through_between_its_chunks(confident_model, monkeypatch):
+    engine = Engine(confident_model, config=EngineConfig(prefill_chunk=8))
+    real, chunks, replies = engine._runner.causal_hidden, [], []
+
+    def counted(*given):
+        chunks.append(given[1])
+        return real(*given)
+
+    def ask() -> None:
+        replies.append(engine.generate(prompt_token_ids=[3], max_tokens=4))
+
+    def before_each_chunk() -> None:
+        if len(chunks) == 1:
+            # Another thread's reply takes passes of its own.
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join(30)
+
+    monkeypatch.setattr(engine._runner, "causal_hidden", counted)
+    monkeypatch.setattr("presswork.engine.probe.check_wanted", before_each_chunk)
+    assert len(engine.score(prompt_ids(7, 1), prompt_ids(20, 2))) == 20
+    assert len(chunks) == 4 and len(replies) == 1
 
 
 class TestPrefixBudget:

@@ -11,7 +11,15 @@ from tests.engine.plain import plain_canvas
 
 PROMPT = prompt_ids(7, 1)
 PINS = {0: 11, 3: 12, 4: 13, 9: 14, 15: 15, 17: 16}
-ASK = dict(prompt_token_ids=PROMPT, max_tokens=20, seed=3, max_denoising_steps=6, entropy_bound=1.0, ignore_eos=True)
+ASK = dict(
+    prompt_token_ids=PROMPT,
+    max_tokens=20,
+    seed=3,
+    max_denoising_steps=6,
+    entropy_bound=1.0,
+    ignore_eos=True,
+    confidence_threshold=None,
+)
 PARAMS = SamplingParams(**{name: value for name, value in ASK.items() if name != "prompt_token_ids"})
 
 
@@ -20,7 +28,7 @@ def test_the_engine_agrees_with_a_plain_loop_over_three_canvases(engine):
     for index, length in enumerate((8, 8, 4)):
         inside = {p - len(written): token for p, token in PINS.items() if 0 <= p - len(written) < length}
         written += plain_canvas(engine, PROMPT, written, index, length, inside, PARAMS)[0]
-    reply = engine.generate(pins=PINS, confidence_threshold=None, **ASK)
+    reply = engine.generate(pins=PINS, **ASK)
     assert reply.token_ids == written
     assert all(reply.token_ids[position] == token for position, token in PINS.items())
 

@@ -62,7 +62,7 @@ def _questions(given: str) -> Any:
     """Questions as JSON, or in a file."""
     origin, text = "--questions", given
     if not given.lstrip().startswith("{"):
-        origin, text = given, read_text(Path(given))
+        origin, text = given, read_text(Path(given), "questions")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

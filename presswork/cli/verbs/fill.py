@@ -1,5 +1,6 @@
 """`presswork fill`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -113,10 +114,10 @@ def fill(
 
 def _indent_of(indent: str, file: Path, fixed: list[str]) -> int:
     """Spaces that lines begun in the gaps have at least: as given, or those of the lines the gaps are in."""
-    if indent.isascii() and indent.isdigit():
+    if re.fullmatch("[0-9]{1,4}", indent):
         return int(indent)
     if indent not in ("auto", "none"):
-        raise RequestError(f"--indent must be a number of spaces, auto or none, got {indent!r}")
+        raise RequestError(f"--indent must be a number of spaces, auto or none, got {indent[:40]!r}")
     if indent == "none" or file.suffix != ".py":
         return 0
     lines = [text.rpartition("\n")[2] for text in fixed[:-1]]
@@ -136,10 +137,10 @@ def split_at(text: str, at: str | None, marker: str | None) -> list[str]:
     lines = split_lines(text)
     if not lines or lines[-1].endswith("\n"):
         lines.append("")
-    line, _, column = at.partition(":")
-    if not (line.isascii() and line.isdigit() and column.isascii() and column.isdigit()):
-        raise RequestError(f"--at must be LINE:COLUMN, such as 12:5, got {at!r}")
-    row, place = int(line), int(column)
+    found = re.fullmatch("([0-9]{1,9}):([0-9]{1,9})", at)
+    if found is None:
+        raise RequestError(f"--at must be LINE:COLUMN, such as 12:5, got {at[:40]!r}")
+    row, place = int(found[1]), int(found[2])
     if not 1 <= row <= len(lines):
         raise RequestError(f"--at names line {row}, and the file has {len(lines)}")
     width = len(without_end(lines[row - 1]))

@@ -17,6 +17,7 @@ from presswork.engine.events import Reply
 from presswork.errors import RequestError
 from presswork.tasks.sudoku.encoding import decode_solution
 from presswork.tasks.sudoku.evaluate import is_solved
+from presswork.tasks.sudoku.generate import Cells
 from presswork.tasks.sudoku.tries import MAX_TRIES, replies_to
 from presswork.weights.hub import DEFAULT_MODEL
 
@@ -76,6 +77,9 @@ def run(
         raise RequestError("--watch shows one reply as it is written, and --best-of writes several; leave one out")
     if tries is not None and (is_watched or best_of > 1):
         raise RequestError("--tries writes canvases until one is right; leave out --watch and --best-of")
+    for name in ("logprobs", "trace"):
+        if sampling.get(name) and not as_json:
+            raise RequestError(f"--{name} is told by --json; add it")
     text = _prompt(prompt, file, raw)
     engine = open_engine(context.obj, model, device=device, dtype=dtype, sampling=sampling, adapters=adapters or ())
     if text is None:
@@ -91,7 +95,10 @@ def run(
         _solve(engine, text, sampling, best_of, is_watched=is_watched, as_json=as_json)
         return
     reply, held_s = _generate(engine, text, sampling, best_of, raw=raw, is_watched=is_watched, is_quiet=as_json)
-    _finish(engine, reply, held_s, as_json=as_json)
+    if as_json:
+        print_json({"model": engine.name, **reply_json(reply)})
+    else:
+        note(figures(reply, held_s))
 
 
 def _prompt(prompt: str | None, file: Path | None, raw: bool) -> str | None:
@@ -150,11 +157,14 @@ def _solve(
     # A grid with its end token, and no second canvas where a model forgets the end.
     sampling = {"max_tokens": MAX_TOKENS, **sampling}
     reply, held_s = _generate(engine, text, sampling, best_of, raw=False, is_watched=is_watched, is_quiet=True)
-    grid, verdict = grid_text(puzzle, decode_solution(reply.token_ids))
-    if not as_json:
-        write_text((reply.text if grid is None else grid) + "\n")
-        note("")
-    _finish(engine, reply, held_s, as_json=as_json, verdict=f"{verdict}; ")
+    cells = decode_solution(reply.token_ids)
+    if as_json:
+        print_json({"model": engine.name, **_judged(puzzle, cells), **reply_json(reply)})
+        return
+    grid, verdict = grid_text(puzzle, cells)
+    write_text((reply.text if grid is None else grid) + "\n")
+    note("")
+    note(f"{verdict}; {figures(reply, held_s)}")
 
 
 def _solve_by_tries(engine: Engine, text: str, sampling: dict[str, Any], tries: int, *, as_json: bool) -> None:
@@ -162,19 +172,17 @@ def _solve_by_tries(engine: Engine, text: str, sampling: dict[str, Any], tries: 
     puzzle, shown_puzzle = puzzle_text(text)
     if not as_json:
         note(f"{shown_puzzle}\n")
-    num, solved, last = 0, False, None
+    num, last = 0, None
     with progress_bar("canvases", tries) as advance:
         for last in replies_to(engine, puzzle, tries, **sampling):
             num += 1
             advance(1)
-            solved = is_solved(puzzle, last[0])
-            if solved:
+            if is_solved(puzzle, last[0]):
                 break
     assert last is not None
     grid, reply = last
     if as_json:
-        cells = None if grid is None else "".join(map(str, grid.tolist()))
-        print_json({"model": engine.name, "solved": solved, "canvases": num, "grid": cells})
+        print_json({"model": engine.name, **_judged(puzzle, grid), "canvases": num})
         return
     shown, verdict = grid_text(puzzle, grid)
     write_text((reply.text if shown is None else shown) + "\n")
@@ -182,8 +190,7 @@ def _solve_by_tries(engine: Engine, text: str, sampling: dict[str, Any], tries: 
     note(f"{verdict}; canvas {num} of at most {tries}; the last one: {figures(reply, 0.0)}")
 
 
-def _finish(engine: Engine, reply: Reply, held_s: float, *, as_json: bool, verdict: str = "") -> None:
-    if as_json:
-        print_json({"model": engine.name, **reply_json(reply)})
-    else:
-        note(verdict + figures(reply, held_s))
+def _judged(puzzle: Cells, grid: Cells | None) -> dict[str, Any]:
+    """Whether a grid solves a puzzle, and its 81 digits, as plain data."""
+    digits = None if grid is None else "".join(map(str, grid.tolist()))
+    return {"solved": is_solved(puzzle, grid), "grid": digits}

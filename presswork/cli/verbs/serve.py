@@ -220,6 +220,8 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}; try another --port") from error
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; try another --host or --port"
+        ) from error
     listener.set_inheritable(True)
     return listener

@@ -153,7 +153,6 @@ def _run(trainer: "Trainer", recipe: "Recipe") -> None:
     """Train with a bar where standard error is a terminal, else a line a report."""
     from presswork.training.metrics import EVALUATIONS_FILE, MetricsLog
 
-    trainer.folder.mkdir(parents=True, exist_ok=True)
     with _stops_cleanly(trainer), _bar(trainer) as show, MetricsLog(trainer.folder, EVALUATIONS_FILE) as log:
         if _is_owed(trainer, recipe):
             _note_evaluation(trainer, recipe, trainer.next_step - 1, log)

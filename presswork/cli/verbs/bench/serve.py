@@ -53,7 +53,7 @@ def serve(
         raise RequestError(f"--mode must be diffusion or ar, got {mode!r}")
     if plot is not None:
         _check_can_plot(plot)
-    asked = read_prompts(None if prompts is None else (prompts.name, read_text(prompts)))
+    asked = read_prompts(None if prompts is None else (prompts.name, read_text(prompts, "prompts")))
     body: dict[str, Any] = {"max_tokens": max_tokens, "mode": mode, **({} if model is None else {"model": model})}
     with progress_bar("requests", num) as advance:
         load = run_load(

@@ -12,8 +12,8 @@ import typer
 
 import presswork
 from presswork.engine.engine import Engine
-from presswork.errors import DataError
 from presswork.tasks.journal import NO_JOURNAL, Journal, open_journal
+from presswork.text.check_sum import check_sum
 
 JournalOption = Annotated[
     Path | None,
@@ -43,12 +43,7 @@ def journal_of(context: typer.Context, engine: Engine, file: Path | None) -> Ite
 
 def _plain(value: Any) -> Any:
     """A flag's value; of a file, its name and what tells its contents apart."""
-    if not isinstance(value, Path):
-        return value
-    try:
-        return f"{value} ({zlib.crc32(value.read_bytes()):08x})"
-    except OSError as error:
-        raise DataError(f"{value} cannot be read: {error.strerror or error}") from error
+    return f"{value} ({check_sum(value):08x})" if isinstance(value, Path) else value
 
 
 def _fingerprint(model: torch.nn.Module) -> int:

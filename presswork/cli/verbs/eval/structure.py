@@ -11,6 +11,7 @@ from presswork.cli.progress import counting_bar
 from presswork.cli.verbs.eval.journal import JournalOption, journal_of
 from presswork.cli.verbs.eval.modes import chosen_modes
 from presswork.engine.params import Mode
+from presswork.errors import RequestError
 from presswork.weights.hub import DEFAULT_MODEL
 
 _SHOWN = 3  # free replies that are not valid
@@ -56,6 +57,8 @@ def structure(
     from presswork.weights.initialise import fill_random
 
     modes = chosen_modes(mode)
+    if not schemas and not regexes:
+        raise RequestError("--schemas and --regexes are both 0; give at least one of them")
     tasks = [*(schema_tasks(schemas, seed) if schemas else ()), *regex_tasks(regexes, seed)]
     engine = open_engine(context.obj, model, device=device, dtype=dtype)
     if random_weights:
