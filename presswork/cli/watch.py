@@ -53,22 +53,24 @@ class CanvasView:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         text = self._committed.copy()
         if self._draft is not None:
-            text.append_text(self._canvas(self._draft))
+            text.append_text(canvas_text(self._draft, self._tokenizer, self._end_ids))
             yield Text(_figures(self._draft), style="cyan", no_wrap=True, overflow="ellipsis")
             yield Text("")
         lines = text.wrap(console, options.max_width, tab_size=4)
         room = max(1, console.height - _HEADER_LINES - 1)
         yield from lines[-room:]
 
-    def _canvas(self, draft: Draft) -> Text:
-        text, is_dropped = Text(), False
-        for piece, first, stop in pieces(self._tokenizer, draft.token_ids):
-            if stop <= draft.num_committed:
-                continue
-            entropy, accepted = max(draft.entropy[first:stop]), all(draft.accepted[first:stop])
-            text.append(shown(piece) or _NO_TEXT, style=_DROPPED if is_dropped else _style(entropy, accepted))
-            is_dropped = is_dropped or draft.token_ids[first] in self._end_ids
-        return text
+
+def canvas_text(draft: Draft, tokenizer: Tokenizer | None, end_ids: frozenset[int]) -> Text:
+    """What of a draft is not committed yet, each token in its look."""
+    text, is_dropped = Text(), False
+    for piece, first, stop in pieces(tokenizer, draft.token_ids):
+        if stop <= draft.num_committed:
+            continue
+        entropy, accepted = max(draft.entropy[first:stop]), all(draft.accepted[first:stop])
+        text.append(shown(piece) or _NO_TEXT, style=_DROPPED if is_dropped else _style(entropy, accepted))
+        is_dropped = is_dropped or draft.token_ids[first] in end_ids
+    return text
 
 
 def _style(entropy: float, accepted: bool) -> Style:
