@@ -1,8 +1,9 @@
 """Draws the pictures of the Sudoku tutorial from a run's folder.
 
-    python docs/figures/sudoku.py runs/tutorial docs/figures
+    python docs/figures/sudoku.py runs/tutorial runs/causal docs/figures
 
-Beside them it leaves sudoku.json: the rows that were drawn, and what 200 fresh puzzles say of the finished model.
+Beside them it leaves sudoku.json: the rows that were drawn, and what 200 fresh puzzles say of the finished model and of
+the causal one.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from presswork.tasks.sudoku.generate import Cells, Clues, generate  # noqa: E402
 from presswork.training.metrics import EVALUATIONS_FILE, METRICS_FILE, read_metrics  # noqa: E402
 
 NUM_FRAMES, NUM_LOOKED_AT = 6, 50
+EASY = Clues((30, 45))
 
 
 def draw_curve(run: Path, file: Path) -> None:
@@ -98,16 +100,19 @@ def _board(draft: Draft, puzzle: Cells) -> Text:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("causal", type=Path, help="folder of a finished run with the causal loss alone")
     parser.add_argument("out", type=Path, help="folder of the pictures")
     parser.add_argument("--num", type=int, default=200, help="fresh puzzles to solve")
     arguments = parser.parse_args()
     draw_curve(arguments.run, arguments.out / "sudoku-curve.svg")
     engine = load(arguments.run / "model")
     draw_frames(engine, arguments.out / "sudoku-frames.svg")
+    baseline = load(arguments.causal / "model")
     data = {
         "evaluations": read_metrics(arguments.run, EVALUATIONS_FILE),
         "elapsed_s": read_metrics(arguments.run, METRICS_FILE)[-1]["elapsed_s"],
-        "scores": evaluate(engine, arguments.num, Clues((30, 45)), seed=1),
+        "scores": evaluate(engine, arguments.num, EASY, seed=1),
+        "causal": evaluate(baseline, arguments.num, EASY, seed=1, with_diffusion=False)["ar"],
     }
     (arguments.out / "sudoku.json").write_text(json.dumps(data, indent=1) + "\n")
 

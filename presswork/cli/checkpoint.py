@@ -8,7 +8,6 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from presswork.config import ModelConfig
-from presswork.engine.loader import as_dtype
 from presswork.errors import CheckpointError, ConfigError
 from presswork.weights.config_files import read_config, read_layout
 from presswork.weights.files import one_line, weight_map
@@ -130,6 +129,8 @@ def count_parameters(config: ModelConfig) -> tuple[int, int]:
 
 def plan_memory(checkpoint: Checkpoint, available_bytes: int, dtype: str | None = None) -> MemoryPlan:
     """What a checkpoint will need, before it is loaded. Raises ConfigError for an unknown dtype."""
+    from presswork.engine.loader import as_dtype  # which takes seconds to import
+
     as_dtype(dtype)
     dtype = dtype or checkpoint.dtype
     if dtype not in _ITEM_BYTES:

@@ -58,8 +58,10 @@ class Server:
         try:
             async with self.registry.use(None):
                 self._was_loaded = True
-        except (PressworkError, HttpError):  # which the registry has told
+        except HttpError as error:
             self.has_failed = True
+            if self.registry.default.failed_at is None:  # else the registry has told why
+                logger.error("model %s cannot be loaded: %s", self.config.default_model, error)
         except Exception:
             self.has_failed = True
             logger.exception("the model %s cannot be loaded", self.config.default_model)

@@ -33,7 +33,7 @@ class BatchLine:
 
     custom_id: str
     url: str
-    body: dict[str, Any]
+    content: bytes
 
 
 def read_batch(file: Path) -> list[BatchLine]:
@@ -171,9 +171,10 @@ def _refuse_constant(name: str) -> float:
 def _read_line(where: str, line: str) -> BatchLine:
     try:
         record = json.loads(line, parse_constant=_refuse_constant)
+        fields = record if isinstance(record, dict) else {}
+        content = json.dumps(fields.get("body")).encode()
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error})") from error
-    fields = record if isinstance(record, dict) else {}
     custom_id, url, body = fields.get("custom_id"), fields.get("url"), fields.get("body")
     if not isinstance(custom_id, str) or not isinstance(body, dict):
         raise DataError(f"{where}: expected an object with custom_id, method, url and body")
@@ -181,13 +182,13 @@ def _read_line(where: str, line: str) -> BatchLine:
         raise DataError(f"{where}: method must be POST and url one of {', '.join(_PATHS)}, got {str(url)[:60]!r}")
     if body.get("stream"):
         raise DataError(f"{where}: a batch has no streams; leave out stream")
-    return BatchLine(custom_id, url, body)
+    return BatchLine(custom_id, url, content)
 
 
 async def _ask(client: httpx.AsyncClient, line: BatchLine) -> dict[str, Any]:
     for attempt in range(_TRIES):
         headers = {"Content-Type": "application/json"}
-        response = await client.post(line.url, content=json.dumps(line.body), headers=headers)
+        response = await client.post(line.url, content=line.content, headers=headers)
         if response.status_code not in _PASSING or attempt == _TRIES - 1:
             break
         await asyncio.sleep(float(response.headers.get("retry-after", "1")))

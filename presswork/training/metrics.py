@@ -61,17 +61,22 @@ def _last_byte(file: BinaryIO) -> bytes:
 
 
 def read_metrics(folder: Path, name: str = METRICS_FILE) -> list[dict[str, float | None]]:
-    """The figures of a run, oldest first; of a step that was done twice, after a crash, the later. Torn lines are left
-    out.
+    """The figures of a run, oldest first, torn lines left out.
+
+    Where it went on from an earlier step, after a crash or from the start, what it had written behind that one does not
+    count.
     """
     path = folder / name
     if not path.exists():
         return []
-    found: dict[int, dict[str, float | None]] = {}
+    found: list[tuple[int, dict[str, float | None]]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             figures = json.loads(line)
-            found[int(figures["step"])] = figures
+            step = int(figures["step"])
         except (ValueError, TypeError, KeyError):
             continue
-    return [found[step] for step in sorted(found)]
+        while found and found[-1][0] >= step:
+            found.pop()
+        found.append((step, figures))
+    return [figures for _, figures in found]

@@ -364,7 +364,7 @@ def load_documents(path: Path) -> Documents:
             return Documents(tokens=tokens, offsets=saved["offsets"], prompt_lengths=saved["prompt_lengths"])
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; prepare the data again") from error
-    except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read {path}: no .npz of tokenised documents; prepare the data again") from error
 
 

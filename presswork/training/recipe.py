@@ -177,20 +177,24 @@ def override(value: Any, settings: Sequence[str]) -> Any:
         *parts, name = path.strip().split(".")
         node = tree
         for part in parts:
-            if not isinstance(node.get(part), dict):
-                node[part] = {}
-            node = node[part]
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{path.strip()}: {part} is set to {node!r} too; set one of them")
+        if isinstance(node.get(name), dict):
+            raise ConfigError(f"{path.strip()}: a part of it is set too; set one of them")
         node[name] = text.strip()
     return _changed(value, tree, ())
 
 
 def _changed(value: Any, tree: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """The value, at `names` in its recipe, with its fields set from the leaves up, so that each is checked once."""
-    if isinstance(value, Mapping) and not any(isinstance(text, dict) for text in tree.values()):
+    is_mapping = isinstance(value, Mapping)
+    if is_mapping and not any(isinstance(text, dict) for text in tree.values()):
         return {**value, **{name: _literal(text) for name, text in tree.items()}}
     if not is_dataclass(value) or isinstance(value, type):
-        path, where = ".".join((*names, *_first_leaf(*next(iter(tree.items()))))), ".".join(names)
-        raise ConfigError(f"{path}: {where} has no fields; it is {value!r}")
+        wrong = next(item for item in tree.items() if not is_mapping or isinstance(item[1], dict))
+        path, where = ".".join((*names, *_first_leaf(*wrong))), ".".join(names)
+        raise ConfigError(f"{path}: {where} has no {'such field' if is_mapping else 'fields'}; it is {value!r}")
     known = [f.name for f in fields(value)]
     changes = {}
     for name, given in tree.items():

@@ -58,7 +58,7 @@ def _hold(folder: Path, held: ExitStack) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"cannot make {folder}: {error.strerror or error}; give another folder") from error
-    held.enter_context(kept_from_others(folder / LOCK_FILE, by="training run"))
+    held.enter_context(kept_from_others(folder / LOCK_FILE, by="training run", instead="another folder"))
 
 
 def open_run(recipe: Recipe, folder: Path, ranks: Ranks = ALONE) -> Trainer:
@@ -74,7 +74,7 @@ def open_run(recipe: Recipe, folder: Path, ranks: Ranks = ALONE) -> Trainer:
     contents: dict[str, str] = {}
     ranks.first_does(lambda: contents.update(_refuse_another(recipe, folder)))
     model = recipe.start.build()
-    if not recipe.train.diffusion_weight and model.own_encoder is not None:
+    if recipe.lora is None and not recipe.train.diffusion_weight and model.own_encoder is not None:
         raise ConfigError(
             "train.diffusion_weight is 0, and the model's two modes do not share their weights, so that it cannot be "
             "saved as an autoregressive one; start from a tied model, or train the canvases too"

@@ -133,8 +133,8 @@ def _rendered(
             prompt = opening
     # What stands behind the end of a turn is the next one's business; line ends of the turn's own text are not.
     behind = marked.rpartition(_MARK)[2]
-    num_behind = len(behind) - len(behind.rstrip("\n"))
-    return prompt, whole[len(opening) : len(whole) - num_behind]
+    ends = behind[len(behind.rstrip("\n")) :]
+    return prompt, whole[len(opening) :].removesuffix(ends)
 
 
 def _alike(one: str, other: str) -> str:

@@ -412,7 +412,7 @@ def test_train_makes_a_model_that_loads_and_goes_on_where_it_stopped(capsys, tmp
     (folder / "evaluations.jsonl").write_text(lines[0])
     with kept_from_others(folder / "lock"):
         code, _, err = run(capsys, "train", RECIPE, "--out", str(folder))
-        assert code == 2 and "another training run writes to" in err and "Traceback" not in err
+        assert code == 2 and "another training run holds" in err and "Traceback" not in err
     code, out, err = run(capsys, "train", RECIPE, "--out", str(folder), "--json")
     assert code == 0 and "going on at step 4" in err and json.loads(out)["last"]["step"] == 3
     assert (folder / "evaluations.jsonl").read_text().splitlines(keepends=True) == lines

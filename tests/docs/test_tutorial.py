@@ -61,3 +61,7 @@ def test_the_tables_are_what_was_measured():
         assert float(solved) == round(100 * report["solved"], 1)
         assert float(cells) == round(100 * report["cells"], 1)
         assert float(steps) == round(report["mean_steps"], 1)
+    baseline = re.search(r"It solves ([\d.]+)% of them,\s+with ([\d.]+)% of the cells right", PAGE)
+    assert baseline is not None
+    assert float(baseline[1]) == round(100 * DATA["causal"]["solved"], 1)
+    assert float(baseline[2]) == round(100 * DATA["causal"]["cells"], 1)

@@ -4,6 +4,8 @@ import asyncio
 import json
 import math
 import os
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -108,7 +110,7 @@ def test_what_failed_for_the_servers_reasons_is_asked_again(tmp_path):
 
 def test_two_runs_do_not_write_to_one_file(tmp_path):
     held = kept_from_others(tmp_path / "out")
-    with kept_from_others(tmp_path / "out"), pytest.raises(DataError, match="another run writes"):
+    with kept_from_others(tmp_path / "out"), pytest.raises(DataError, match="another run holds"):
         held.__enter__()
 
 
@@ -140,6 +142,20 @@ def test_a_malformed_batch_is_refused_before_any_work(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(DataError, match=message):
         read_batch(file)
+
+
+def test_bodies_as_deep_as_can_be_read_are_answered(folder, tmp_path):
+    file, out, limit = tmp_path / "in.jsonl", tmp_path / "out.jsonl", sys.getrecursionlimit()
+    good: list[str] = []
+    for depth in range(limit - 120, limit, 5):
+        deep = line(f"d{depth}", body={"deep": 0}).replace('"deep": 0', f'"deep": {"[" * depth + "]" * depth}')
+        file.write_text(deep)
+        with suppress(DataError):
+            read_batch(file)
+            good.append(deep)
+    file.write_text("".join(good))
+    run(folder, read_batch(file), out)
+    assert len(read(out)) == len(good) > 0
 
 
 def test_the_verb_asks_only_what_is_not_answered(capsys, folder, tmp_path, monkeypatch):

@@ -169,6 +169,18 @@ def test_a_model_that_cannot_be_loaded_says_so_and_the_others_serve(folder, tmp_
     assert not server.is_ready and server.has_failed
 
 
+@pytest.mark.parametrize("config", [None, "{}"])
+def test_why_the_default_model_cannot_be_had_is_logged_once(folder, tmp_path, caplog, config):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    name, room = ("one", 1000) if config is None else ("bad", None)
+    server = Server(ServerConfig(models={name: str(folder if config is None else tmp_path)}, memory_bytes=room))
+    asyncio.run(server.load_default())
+    told = [record.getMessage() for record in caplog.records if "cannot be loaded" in record.getMessage()]
+    assert server.has_failed and len(told) == 1
+    assert ("does not fit the memory" if config is None else "config.json") in told[0]
+
+
 def test_a_load_goes_on_when_those_that_wait_leave_and_is_done_once(folder, monkeypatch):
     loads = []
 

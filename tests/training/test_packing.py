@@ -203,7 +203,8 @@ def test_documents_come_back_from_disk(tmp_path: Path) -> None:
     )
     (tmp_path / "broken.npz").write_bytes(b"no")
     (tmp_path / "empty.npz").touch()
-    for name in ("broken.npz", "empty.npz", "missing.npz"):
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("broken.npz", "empty.npz", "missing.npz", "array.npy"):
         with pytest.raises(DataError, match=f"cannot read .*{name}.*prepare the data again"):
             load_documents(tmp_path / name)
 

@@ -63,6 +63,7 @@ def test_generation_defaults_can_be_set_too() -> None:
         ("train.optimizer.algorithm=sgd", "'sgd' cannot be read as adamw or muon"),
         ("train.optimizer.betas=0.9", "'0.9' cannot be read as"),
         ("train.num_steps.x=1", "train.num_steps.x: train.num_steps has no fields; it is 4"),
+        ("generation.a.b=1", "generation.a.b: generation has no such field; it is {"),
         ("train.num_steps=0", "num_steps must be positive, got 0"),
         ("evaluate=none", "evaluate_every is 2, but nothing is evaluated; set 0"),
         ("train.log_every=3", "evaluate_every must be 0 or a multiple of train.log_every (3), got 2"),
@@ -141,6 +142,8 @@ def test_a_causal_run_of_an_untied_model_is_refused_before_it_begins(tmp_path: P
     recipe = replace(load_recipe(FILE), start=FromCheckpoint(model=str(tmp_path / "untied")))
     with pytest.raises(ConfigError, match=r"diffusion_weight is 0, and the model's two modes do not share"):
         open_run(override(recipe, ["train.diffusion_weight=0"]), tmp_path / "run")
+    adapted = replace(recipe, lora=LoraConfig(rank=2))
+    assert open_run(override(adapted, ["train.diffusion_weight=0"]), tmp_path / "adapted").next_step == 0
 
 
 def test_what_a_model_is_saved_with_may_change_and_is_checked_before_the_first_step(tmp_path: Path) -> None:
@@ -202,6 +205,21 @@ def test_a_run_can_start_from_what_another_made(tmp_path: Path) -> None:
         assert torch.equal(trainer.model.state_dict()[name], tensor.float()), name
     list(trainer.run())
     assert (export(trainer, second) / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+
+
+def test_a_part_and_what_is_in_it_are_not_set_both() -> None:
+    for settings in (["train.optimizer=x", "train.optimizer.peak_rate=1"], ["lora=none", "lora.rank=2"]):
+        for given in (settings, settings[::-1]):
+            with pytest.raises(
+                ConfigError, match=r"(train\.optimizer|lora).* set too|is set to .* too; set one of them"
+            ):
+                override(load_recipe(FILE), given)
+
+
+def test_what_a_run_wrote_behind_the_step_it_went_on_from_does_not_count(tmp_path: Path) -> None:
+    for step in (0, 10, 20, 30, 10, 15):
+        MetricsLog(tmp_path).write(step, {"step": step, "loss": 1.0})
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 10, 15]
 
 
 def test_figures_of_a_run_are_read_back_once_a_step(tmp_path: Path) -> None:

@@ -78,6 +78,16 @@ def test_line_ends_of_a_completion_are_its_own(folder: Path, tokenizer, behind: 
     assert found == (completion + behind.rstrip("\n")).replace("\n", "<unk>") + "<eos>"
 
 
+def test_what_a_template_writes_behind_other_turns_is_not_cut_from_a_tool_call(folder: Path, tokenizer) -> None:
+    turn = "{% if m.tool_calls %}{{ m.tool_calls[0].name + '#' }}{% else %}{{ m.content + ']\n' }}{% endif %}"
+    reader = ExampleReader(tokenizer, ChatTemplate("{% for m in messages %}" + turn + "{% endfor %}"), BOS_ID, EOS_ID)
+    messages = [
+        {"role": "user", "content": "C"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "NN"}]},
+        {"role": "user", "content": "O"}, {"role": "assistant", "content": "CO"},
+    ]  # fmt: skip
+    assert [answer for _, answer in shown(tokenizer, reader, {"messages": messages})] == ["NN#<eos>", "CO]<eos>"]
+
+
 CHANNELS = (
     "{{ '<bos>' }}{% for m in messages %}{{ '(' if m.role == 'user' else '[' }}"
     "{% if m.reasoning and loop.last %}{{ '=#' + m.reasoning + '#' }}{% endif %}{{ m.content | trim }}"
