@@ -113,13 +113,14 @@ def decide(
     answers: dict[str, Answer] = {}
     num_passes = num_prompt = 0
     make = _letter_sheets if style == "letters" else _text_sheets
-    plain = make(engine, tokenizer, _NO_STATE, asked) if calibrate else iter(())
     for sheet in make(engine, tokenizer, text, asked):
         found, num_prompt = _read_sheet(engine, sheet, steps, seed, under), len(sheet.prompt)
         num_passes += steps
         if calibrate:
-            blank = _read_sheet(engine, next(plain), steps, seed, under)
-            num_passes += steps
+            blank = {}
+            for plain in make(engine, tokenizer, _NO_STATE, {one.name: asked[one.name] for one in sheet.asked}):
+                blank |= _read_sheet(engine, plain, steps, seed, under)
+                num_passes += steps
             found = {name: (scores - blank[name][0], none) for name, (scores, none) in found.items()}
         for name, (scores, none) in found.items():
             answers[name] = _answer(asked[name], scores, none)

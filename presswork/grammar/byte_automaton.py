@@ -96,7 +96,7 @@ def _compile(root: Expression, symbols: dict[str, int], budget: Budget) -> Dfa:
         else:
             sizes[node] = nfa_size(node, sizes)
         budget.check_size(sizes[node])
-    return automaton(root)
+    return products[root] if root in products else automaton(root)
 
 
 def _tables(dfa: Dfa, names: list[str]) -> ByteAutomaton:

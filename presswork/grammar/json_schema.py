@@ -4,11 +4,12 @@ Declared properties come in declared order and no others; one space may follow a
 space; numbers are of bounded length; a character has one spelling. Recursion is unrolled to a depth.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
 
-from presswork.errors import ConstraintError
+from presswork.errors import ConstraintError, ConstraintTooLargeError
 from presswork.grammar.dialects import JSON_TEXT, Dialect
 from presswork.grammar.expression import (
     EMPTY_TEXT,
@@ -52,12 +53,12 @@ class Work:
     """Schemas that may still be read, by one reader or by several after each other."""
 
     def __init__(self, most: int = MAX_SCHEMAS):
-        self._most = self._left = most
+        self._most = self.left = most
 
     def spend(self, amount: int) -> None:
         """Raises ConstraintTooLargeError when it is used up."""
-        self._left -= amount
-        if self._left < 0:
+        self.left -= amount
+        if self.left < 0:
             raise too_large(f"holds or refers to more than {self._most:,} schemas, or ones that take as long to read")
 
 
@@ -124,6 +125,7 @@ class _Reader:
         self._depth = depth
         self._own, self._shared = Work(), shared
         self._checked: set[str] = set()
+        self._broken: set[str] = set()
         self._recursive: set[str] | None = None
         self._known: dict[Any, Expression] = {}
         self._free: dict[int, Expression] = {}
@@ -171,7 +173,7 @@ class _Reader:
             return right
         sides = [side for side in (left, right) if isinstance(side, dict)]
         self._spend(sum(len(side.get(keyword, ())) for side in sides for keyword in ("properties", "enum")) // 10)
-        return merge(left, right, place.path)
+        return merge(left, right, place.path, self._spend)
 
     def _is_recursive(self, pointer: str) -> bool:
         """Whether a schema refers to itself, through others or not."""
@@ -187,7 +189,7 @@ class _Reader:
             pointer, schema = pending.pop()
             if pointer not in leads_to:
                 self._spend(1)
-                found = [self._follow(reference, where) for reference, where in references(schema, pointer)]
+                found = list(self._targets(schema, pointer))
                 leads_to[pointer] = {target for target, _ in found}
                 pending += found
         # What leads nowhere is in no cycle, and neither is what only leads there.
@@ -198,6 +200,19 @@ class _Reader:
             for pointer in ended:
                 del leads_to[pointer]
         return {pointer for pointer in leads_to if self._leads_back(pointer, leads_to)}
+
+    def _targets(self, schema: Any, path: str) -> Iterator[tuple[str, Any]]:
+        """What the references in a schema lead to. One that leads nowhere is told where it is used, if it is."""
+        for reference, where in references(schema, path):
+            if reference in self._broken:
+                continue
+            try:
+                yield self._follow(reference, where)
+            except ConstraintTooLargeError:
+                raise
+            except ConstraintError:
+                self._spend(10)
+                self._broken.add(reference)
 
     def _leads_back(self, start: str, leads_to: dict[str, set[str]]) -> bool:
         seen: set[str] = set()
@@ -236,7 +251,7 @@ class _Reader:
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
                 return self._branches(schema, keyword, place)
-        listed = listed_values(schema)
+        listed = listed_values(schema, self._spend)
         if listed is not None:
             return self._listed(schema, listed, place)
         return union(*(self._typed(name, schema, place) for name in type_names(schema)))
@@ -265,7 +280,7 @@ class _Reader:
         self._spend(len(branches) * (len(branches) + listed) // 10)
         for second, right in enumerate(branches):
             for first, left in enumerate(branches[:second]):
-                if not are_disjoint(left, right, resolve):
+                if not are_disjoint(left, right, resolve, self._spend):
                     raise ConstraintError(
                         f"{place.path}/oneOf: branches {first} and {second} may both hold; use anyOf, or tell them "
                         "apart by type, enum, const, or a required property with different constants"
@@ -295,7 +310,8 @@ class _Reader:
                 return self._array(schema, place)
             case "string":
                 pattern = schema.get("pattern", "")
-                self._spend(len(pattern) // 5 + 10 * num_wide_sets(pattern))
+                self._spend(len(pattern) // 5)
+                self._spend(10 * num_wide_sets(pattern))
                 return self._dialect.string(string_expression(schema, place.path))
             case "integer" | "number":
                 self._spend(10 if has_bounds(schema) else 0)

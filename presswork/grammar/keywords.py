@@ -63,10 +63,10 @@ def check_schema(schema: Any, path: str) -> int:
         ConstraintError: names the keyword and where it is.
         ConstraintTooLargeError: schemas or constants are too many or too deep.
     """
-    pending = [(schema, path, 0)]
+    pending = [(schema, path, 0, "")]
     seen = 0
     while pending:
-        part, where, level = pending.pop()
+        part, where, level, document = pending.pop()
         seen += 1
         if seen > MAX_SCHEMAS:
             raise too_large(f"holds more than {MAX_SCHEMAS:,} schemas")
@@ -74,7 +74,10 @@ def check_schema(schema: Any, path: str) -> int:
             raise too_large(f"holds schemas nested more than {MAX_SCHEMA_LEVELS} deep")
         if not isinstance(part, bool):
             _check_one(part, where)
-            pending += [(inner, inner_path, level + 1) for inner, inner_path in _inner(part, where)]
+            document = where if "$id" in part and where != "#" else document
+            if document and "$ref" in part:
+                raise nested_document(document)
+            pending += [(inner, inner_path, level + 1, document) for inner, inner_path in _inner(part, where)]
     return seen
 
 
@@ -102,8 +105,6 @@ def escaped(name: str) -> str:
 def _check_one(schema: Any, path: str) -> None:
     if not isinstance(schema, dict):
         raise ConstraintError(f"{path}: a schema is an object, true or false, not {_shown(schema)}")
-    if "$id" in schema and path != "#":
-        raise nested_document(path)
     for keyword, value in schema.items():
         if keyword in ANNOTATIONS or keyword in DEFINITIONS:
             continue

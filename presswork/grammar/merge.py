@@ -9,9 +9,14 @@ from typing import Any
 
 from presswork.errors import ConstraintError
 from presswork.grammar.keywords import ANNOTATIONS, DEFINITIONS, SPEAKS_OF, Schema
+from presswork.grammar.limits import too_large
+
+Spend = Callable[[int], None]
+"""Counts work, and raises ConstraintTooLargeError when there was too much; values that are compared count by length."""
 
 _ALL_TYPES = frozenset(("null", "boolean", "object", "array", "string", "number"))
 _LARGER = ("minLength", "minItems", "minProperties", "minimum", "exclusiveMinimum")
+_KEY_LENGTH = 1000  # of a value's text that takes as long as a schema to read
 _SMALLER = ("maxLength", "maxItems", "maxProperties", "maximum", "exclusiveMaximum")
 
 
@@ -20,11 +25,12 @@ def demands(schema: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in schema.items() if key not in ANNOTATIONS and key not in DEFINITIONS}
 
 
-def merge(left: Schema, right: Schema, path: str) -> Schema:
+def merge(left: Schema, right: Schema, path: str, spend: Spend) -> Schema:
     """A schema for the values that satisfy both.
 
     Args:
         path: Where they stand, for messages.
+        spend: Told the work that comparing values takes.
 
     Returns: Their keywords together; properties of both are left as an `allOf` to resolve later. Pure.
 
@@ -34,86 +40,98 @@ def merge(left: Schema, right: Schema, path: str) -> Schema:
         return False
     if left is True or right is True:
         return right if left is True else left
-    left, right = _with_enum(left), _with_enum(right)
+    left, right = _with_enum(left, spend), _with_enum(right, spend)
     types = _common_types(left, right)
     if types == []:
         return False
     merged = {**left, **right}
     if types is not None:
         merged["type"] = types
-    _refuse_mixed_items(left, right, path)
+    _refuse_mixed_items(left, right, path, spend)
     for keyword in left.keys() & right.keys() - {"type"}:
-        merged[keyword] = _merge_keyword(keyword, left[keyword], right[keyword], path)
+        merged[keyword] = _merge_keyword(keyword, left[keyword], right[keyword], path, spend)
     if "properties" in merged:
-        merged["properties"] = _merge_properties(left, right)
+        merged["properties"] = _merge_properties(left, right, spend)
     return False if merged.get("enum") == [] else merged
 
 
-def _merge_keyword(keyword: str, left: Any, right: Any, path: str) -> Any:
+def _merge_keyword(keyword: str, left: Any, right: Any, path: str, spend: Spend) -> Any:
     if keyword in _COMBINED:
         return _COMBINED[keyword](left, right)
-    if _same(left, right):
+    if keyword in _COMPARED:
+        return _COMPARED[keyword](left, right, spend)
+    if _same(left, right, spend):
         return left
     raise ConstraintError(f"{path}: keyword {keyword!r} has two values that must both hold; write one schema for both")
 
 
-def _both(left: Schema, right: Schema) -> Schema:
-    if isinstance(left, bool):
-        return right if left else False
-    return left if right is True or _same(left, right) else {"allOf": [left, right]}
+def _both(left: Schema, right: Schema, spend: Spend) -> Schema:
+    if isinstance(left, bool) or isinstance(right, bool):
+        return False if left is False or right is False else right if left is True else left
+    if left is right or _same(demands(left), demands(right), spend):
+        return left
+    return {"allOf": [left, right]}
 
 
-def _same(left: Any, right: Any) -> bool:
+def _same(left: Any, right: Any, spend: Spend) -> bool:
     """Whether two values are one in JSON; Python calls true and 1 equal."""
-    return value_key(left) == value_key(right)
+    return left is right or _key(left, spend) == _key(right, spend)
 
 
-def _in_both(left: list[Any], right: list[Any]) -> list[Any]:
-    keys = {value_key(value) for value in right}
-    return [value for value in left if value_key(value) in keys]
+def _in_both(left: list[Any], right: list[Any], spend: Spend) -> list[Any]:
+    # Through references both often hold the very same values.
+    known = {id(value) for value in right}
+    if all(id(value) in known for value in left):
+        return left
+    keys = {_key(value, spend) for value in right}
+    return [value for value in left if _key(value, spend) in keys]
 
 
 _COMBINED: dict[str, Callable[[Any, Any], Any]] = {
     **dict.fromkeys(_LARGER, max),
     **dict.fromkeys(_SMALLER, min),
     "required": lambda left, right: list(dict.fromkeys([*left, *right])),
-    "enum": _in_both,
-    "items": _both,
-    "additionalProperties": _both,
     "properties": lambda left, right: right,  # put together below, where additionalProperties is known too
 }
 
 
-def _merge_properties(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Schema]:
+_COMPARED: dict[str, Callable[[Any, Any, Spend], Any]] = {
+    "enum": _in_both, "items": _both, "additionalProperties": _both,
+}  # fmt: skip
+
+
+def _merge_properties(left: dict[str, Any], right: dict[str, Any], spend: Spend) -> dict[str, Schema]:
     """Every property of either, under what the other says of it: by name, or else by additionalProperties."""
     names = dict.fromkeys([*left.get("properties", ()), *right.get("properties", ())])
-    return {name: _both(_property(left, name), _property(right, name)) for name in names}
+    return {name: _both(_property(left, name), _property(right, name), spend) for name in names}
 
 
 def _property(schema: dict[str, Any], name: str) -> Schema:
     return schema.get("properties", {}).get(name, schema.get("additionalProperties", True))
 
 
-def _refuse_mixed_items(left: dict[str, Any], right: dict[str, Any], path: str) -> None:
+def _refuse_mixed_items(left: dict[str, Any], right: dict[str, Any], path: str, spend: Spend) -> None:
     """`items` speaks of what `prefixItems` of its own schema leaves, so the two cannot be moved between schemas."""
     for first, second in ((left, right), (right, left)):
-        if "prefixItems" in first and "items" in second and not _same(first["prefixItems"], second.get("prefixItems")):
+        if "prefixItems" not in first or "items" not in second:
+            continue
+        if not _same(first["prefixItems"], second.get("prefixItems"), spend):
             raise ConstraintError(
                 f"{path}: prefixItems of one schema and items of another must both hold; write one schema"
             )
 
 
-def _with_enum(schema: dict[str, Any]) -> dict[str, Any]:
+def _with_enum(schema: dict[str, Any], spend: Spend) -> dict[str, Any]:
     """`const` written as `enum`."""
     if "const" not in schema:
         return schema
     rest = {key: value for key, value in schema.items() if key not in ("const", "enum")}
-    return {**rest, "enum": _in_both([schema["const"]], schema.get("enum", [schema["const"]]))}
+    return {**rest, "enum": _in_both([schema["const"]], schema.get("enum", [schema["const"]]), spend)}
 
 
-def listed_values(schema: dict[str, Any]) -> list[Any] | None:
+def listed_values(schema: dict[str, Any], spend: Spend) -> list[Any] | None:
     """The values that `enum` and `const` leave and `type` admits; None when the schema lists none."""
-    values = _with_enum(schema).get("enum")
+    values = _with_enum(schema, spend).get("enum")
     if values is None or "type" not in schema:
         return values
     return [value for value in values if any(_is_of(value, name) for name in type_names(schema))]
@@ -136,9 +154,14 @@ def _common_types(left: dict[str, Any], right: dict[str, Any]) -> list[str] | No
     return common + [name for name in said[1] if name == "integer" and "number" in said[0] and name not in common]
 
 
-def value_key(value: Any) -> str:
+def _key(value: Any, spend: Spend) -> str:
     """A text that is the same for values that JSON schema calls equal: 1 and 1.0 are, 1 and true are not."""
-    return f'"{value}' if isinstance(value, str) else json.dumps(_plain(value), sort_keys=True)
+    try:
+        key = f'"{value}' if isinstance(value, str) else json.dumps(_plain(value), sort_keys=True)
+    except RecursionError:
+        raise too_large("holds values nested too deep to compare") from None
+    spend(len(key) // _KEY_LENGTH)
+    return key
 
 
 def _plain(value: Any) -> Any:
@@ -169,35 +192,36 @@ def _types_of(value: Any) -> tuple[str, ...]:
             return ("object",)
 
 
-def are_disjoint(left: Schema, right: Schema, resolve: Callable[[Schema], Schema]) -> bool:
+def are_disjoint(left: Schema, right: Schema, resolve: Callable[[Schema], Schema], spend: Spend) -> bool:
     """Whether it is plain that no value satisfies both: by type, listed values, or a property that tells them apart.
 
     Args:
         resolve: Puts the `$ref` and `allOf` of a property's schema in place.
+        spend: As in `merge`.
     """
     if isinstance(left, bool) or isinstance(right, bool):
         return left is False or right is False
-    if not _admitted(left) & _admitted(right):
+    common = _admitted(left, spend) & _admitted(right, spend)
+    if not common or _differ(left, right, spend):
         return True
-    listed = listed_values(left), listed_values(right)
-    if listed[0] is not None and listed[1] is not None:
-        return not _in_both(listed[0], listed[1])
-    if _admitted(left) & _admitted(right) != {"object"}:
+    if common != {"object"}:
         return False
-    shared = set(left.get("required", ())) & set(right.get("required", ()))
-    return any(_differ(resolve(_property(left, name)), resolve(_property(right, name))) for name in shared)
+    known = set(right.get("required", ()))
+    shared = [name for name in left.get("required", ()) if name in known]
+    return any(_differ(resolve(_property(left, name)), resolve(_property(right, name)), spend) for name in shared)
 
 
-def _differ(left: Schema, right: Schema) -> bool:
+def _differ(left: Schema, right: Schema, spend: Spend) -> bool:
+    """Whether both list values, and none in common."""
     if isinstance(left, bool) or isinstance(right, bool):
         return left is False or right is False
-    listed = listed_values(left), listed_values(right)
-    return listed[0] is not None and listed[1] is not None and not _in_both(listed[0], listed[1])
+    listed = listed_values(left, spend), listed_values(right, spend)
+    return listed[0] is not None and listed[1] is not None and not _in_both(listed[0], listed[1], spend)
 
 
-def _admitted(schema: dict[str, Any]) -> set[str]:
+def _admitted(schema: dict[str, Any], spend: Spend) -> set[str]:
     """The types of the values that satisfy the schema, as far as it says; an integer counts as an integer only."""
-    values = listed_values(schema)
+    values = listed_values(schema, spend)
     if values is not None:
         return {_types_of(value)[-1] for value in values}
     if "type" not in schema:

@@ -15,7 +15,7 @@ from presswork.grammar.expression import Expression, Mark, literal, repeat, sequ
 from presswork.grammar.json_schema import DEFAULT_DEPTH, Work, schema_expression
 from presswork.grammar.keywords import MAX_SCHEMAS
 
-MAX_TOOLS_WORK = 2 * MAX_SCHEMAS
+MAX_TOOLS_WORK = 4 * MAX_SCHEMAS
 
 _NAME = re.compile(r"[^\s{}]+")
 

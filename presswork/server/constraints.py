@@ -12,6 +12,7 @@ from presswork.grammar.tool_calls import MAX_TOOLS_WORK, tool_calls_expression
 logger = logging.getLogger(__name__)
 
 _ANY_OBJECT = {"type": "object"}
+_ANY_OBJECT_WORK = 2  # of a tool that is called with one
 _MAX_PARALLEL_CALLS = 4
 
 
@@ -113,13 +114,18 @@ def _usable(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     Agents pass on the tools of others, and cannot change them.
     """
     found: list[Mapping[str, Any]] = []
-    work = Work(MAX_TOOLS_WORK)
+    work, wasted = Work(MAX_TOOLS_WORK - _ANY_OBJECT_WORK * len(tools)), 0
     for tool in tools:
         function = tool.get("function")
         if isinstance(function, Mapping) and function.get("strict") is not True:
+            left = work.left
             try:
                 tool_calls_expression([tool], work=work)
             except ConstraintError as error:
+                # What is not kept to costs the others nothing, within bounds.
+                wasted += left - work.left
+                if wasted <= MAX_TOOLS_WORK:
+                    work.left = left
                 logger.info("the parameters of tool %.60r are not kept to: %s", _tool_name(tool), error)
                 tool = {**tool, "function": {**function, "parameters": _ANY_OBJECT}}
         found.append(tool)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, create_model
 
 from presswork.engine.params import SamplingParams
 from presswork.errors import RequestError
-from presswork.grammar.languages import Choices, Regex
+from presswork.grammar.languages import Choices, Regex, TextLanguage
 
 # What each protocol names or means in its own way, and what is no number or word.
 _OTHERWISE = {
@@ -91,9 +91,14 @@ def sampling(body: BaseModel, defaults: SamplingParams, **own: Any) -> SamplingP
     form = given.get("constraint")
     if form is not None:
         # The form decides what may be said; clients send these with every request. A cut JSON text is none.
-        without = ("top_p", "top_k") if isinstance(form, Regex | Choices) else ("top_p", "top_k", "stop")
+        without = ("top_p", "top_k") if may_stop(form) else ("top_p", "top_k", "stop")
         given = {name: value for name, value in given.items() if name not in without}
     return defaults.changed(**given)
+
+
+def may_stop(form: TextLanguage | None) -> bool:
+    """Whether stop strings may cut what is kept to a form; a JSON text or a call that is cut is none."""
+    return form is None or isinstance(form, Regex | Choices)
 
 
 def or_none(number: int | None) -> int | None:

@@ -163,6 +163,23 @@ def test_questions_that_do_not_fit_the_context_together_are_asked_apart(engine):
         small.decide("s " * 40, long)
 
 
+def test_calibration_asks_the_questions_of_a_sheet_whatever_sheets_they_would_take_alone(engine):
+    asked = {f"q{n}": {"type": "noul", "instructions": "a " * 30} for n in range(3)}
+    state = "s " * 60
+    alone = {name: engine.decide(state, {name: asked[name]}, calibrate=True) for name in asked}
+    small = Engine(
+        engine.model,
+        tokenizer=engine.tokenizer,
+        template=ChatTemplate(TEMPLATE),
+        config=EngineConfig(max_context=max(reply.num_prompt_tokens for reply in alone.values()) + 24 + 10),
+    )
+    together = small.decide(state, asked, calibrate=True)
+    assert together.num_passes > small.decide("N/A", asked, calibrate=True).num_passes
+    assert {name: answer.probabilities for name, answer in together.answers.items()} == {
+        name: reply.answers[name].probabilities for name, reply in alone.items()
+    }
+
+
 def test_adapters_decide_otherwise(engine, tmp_path):
     lora = LoraConfig(rank=2, alpha=2, targets=("*.o_proj",))
     made = new_adapter(engine.model.config, lora)

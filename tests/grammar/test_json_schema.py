@@ -257,7 +257,10 @@ ERRORS: list[tuple[Any, str]] = [
     ({"allOf": [{"prefixItems": [{"const": 1}]}, {"prefixItems": [{"const": True}]}]}, "'prefixItems' has two values"),
     ({"$defs": {"a": {"$id": "x", "type": "null"}}, "$ref": "#/$defs/a"}, "#/$defs/a: $id is only supported at the"),
     ({"$defs": {"a": {"$id": "x", "$defs": {"b": {}}}}, "$ref": "#/$defs/a/$defs/b"}, "$id is only supported at the"),
-    ({"properties": {"a": {"$id": "x"}}}, "#/properties/a: $id is only supported at the root"),
+    (
+        {"properties": {"a": {"$id": "x", "items": {"$ref": "#/items"}}}, "items": {}},
+        "#/properties/a: $id is only supported at the root",
+    ),
     ({"oneOf": [{"minLength": 2}, {"type": "integer"}]}, "may both hold"),
     ({"oneOf": [{"enum": [1, 2]}, {"enum": [2.0]}]}, "may both hold"),
     ({"oneOf": [CAT, {**DOG, "required": []}]}, "may both hold"),
@@ -273,6 +276,22 @@ def test_what_cannot_be_kept_to_says_what_and_where(schema: Any, message: str) -
         schema_expression(schema)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_reference_that_is_never_written_may_lead_nowhere() -> None:
+    for unused in ("#/$defs/odd", "#/$defs/none", "https://x/y"):
+        schema = {
+            "properties": {"a": {"$ref": "#/$defs/null"}}, "additionalProperties": {"$ref": unused},
+            "required": ["a"], "$defs": {"null": {"type": "null"}, "odd": {"not": {"type": "null"}}},
+        }  # fmt: skip
+        assert compiled(schema).matches(b'{"a":null}')
+        with pytest.raises(ConstraintError, match=r"not supported|leads nowhere|leaves the document"):
+            compiled({**schema, "required": ["a", "b"]})
+
+
+def test_an_id_without_references_names_a_schema_and_no_more() -> None:
+    schema = {"properties": {"a": {"$id": "#/properties/a", "type": "integer"}}, "required": ["a"]}
+    assert compiled(schema).matches(b'{"a":7}') and not compiled(schema).matches(b'{"a":"7"}')
 
 
 def test_demands_that_contradict_each_other_are_found_when_compiled() -> None:

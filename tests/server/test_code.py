@@ -56,6 +56,15 @@ def test_a_continue_fill_in_the_middle_is_chat_shaped(served):
     assert "".join(line["choices"][0]["delta"]["content"] for line in lines) == text
 
 
+def test_a_stop_string_does_not_cut_json_between_two_texts(served):
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    body = {"prompt": "x = ", "suffix": "\ny = 2\n", "max_tokens": 20, "stop": ["}", "a"]}
+    told = post(served, "/v1/completions", {**body, "structured_outputs": {"json": schema}}).json()
+    assert json.loads(told["choices"][0]["text"])["a"] in (1, 2)
+    told = post(served, "/v1/completions", {**body, "structured_outputs": {"regex": "ba+b"}}).json()
+    assert told["choices"][0]["text"] == "b"
+
+
 VIM_FIGURES = [
     f"timings/{kind}_{what}" for kind in ("prompt", "predicted") for what in ("n", "ms", "per_token_ms", "per_second")
 ]

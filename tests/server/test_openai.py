@@ -353,6 +353,13 @@ def test_a_tool_whose_parameters_cannot_be_kept_to_is_called_with_any_object():
     language.expression()
     with pytest.raises(ConstraintError, match="propertyNames"):
         of_tool_choice("required", [tool("odd", odd, strict=True)], is_parallel=False).expression()
+    # What is spent on tools that are not kept to is not counted against the others, whatever their order.
+    large = {"$defs": {"a": {"type": "object"}}, "allOf": [{"$ref": "#/$defs/a"}] * 3000}
+    many = [tool(f"large{n}", large) for n in range(4)]
+    for tools in ([*many, plain], [plain, *many]):
+        kept = of_tool_choice("required", tools, is_parallel=False)
+        assert [t for t in kept.tools if t["function"]["parameters"] != {"type": "object"}] == [plain]
+        kept.expression()
     named = of_tool_choice({"function": {"name": "plain"}}, [plain, tool("odd", odd, strict=True)], is_parallel=False)
     named.expression()
 

@@ -79,10 +79,11 @@ def test_line_ends_of_a_completion_are_its_own(folder: Path, tokenizer, behind: 
 
 
 def test_what_a_template_writes_behind_other_turns_is_not_cut_from_a_tool_call(folder: Path, tokenizer) -> None:
-    turn = "{% if m.tool_calls %}{{ m.tool_calls[0].name + '#' }}{% else %}{{ m.content + ']\n' }}{% endif %}"
+    turn = "{% if m.tool_calls %}{{ m.tool_calls[0].function.name + '#' }}{% else %}{{ m.content + ']\n' }}{% endif %}"
     reader = ExampleReader(tokenizer, ChatTemplate("{% for m in messages %}" + turn + "{% endfor %}"), BOS_ID, EOS_ID)
+    call = {"type": "function", "function": {"name": "NN", "arguments": {}}}
     messages = [
-        {"role": "user", "content": "C"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "NN"}]},
+        {"role": "user", "content": "C"}, {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "user", "content": "O"}, {"role": "assistant", "content": "CO"},
     ]  # fmt: skip
     assert [answer for _, answer in shown(tokenizer, reader, {"messages": messages})] == ["NN#<eos>", "CO]<eos>"]

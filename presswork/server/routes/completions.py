@@ -19,7 +19,17 @@ from presswork.server.registry import Lease
 from presswork.server.routes.chat import StreamOptions, checked_choices, finish_reason
 from presswork.server.routes.common import counted, counted_gap, new_id, now, server_of, streamed, timings, whole
 from presswork.server.sse import DONE, event, readable
-from presswork.server.wire import CanvasFields, Listed, biases, bounded, gap_tokens, or_none, own_fields, sampling
+from presswork.server.wire import (
+    CanvasFields,
+    Listed,
+    biases,
+    bounded,
+    gap_tokens,
+    may_stop,
+    or_none,
+    own_fields,
+    sampling,
+)
 from presswork.text.parts import Piece
 from presswork.text.tokenizer import Tokenizer
 
@@ -176,12 +186,13 @@ async def filled(request: Request, body: CompletionRequest, lease: Lease) -> dic
         "top_k": None,  # a gap's end decides which tokens may stand in it
         "logit_bias": biases(body.logit_bias),
     }
+    language = of_structured_outputs(body.structured_outputs)
     gap = Gap(
         prefix=body.prompt,
         suffix=suffix_of(body.suffix),
         max_tokens=gap_tokens(body.max_tokens, _MAX_TOKENS),
-        stop=stops_of(body.stop),
-        language=of_structured_outputs(body.structured_outputs),
+        stop=stops_of(body.stop) if may_stop(language) else (),
+        language=language,
         params=bounded(params),
     )
     found = await counted_gap(request, lease, gap, _num_choices(body))
