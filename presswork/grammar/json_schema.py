@@ -4,7 +4,7 @@ Declared properties come in declared order and no others; one space may follow a
 space; numbers are of bounded length; a character has one spelling. Recursion is unrolled to a depth.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote
@@ -38,7 +38,7 @@ from presswork.grammar.keywords import (
 )
 from presswork.grammar.limits import too_large
 from presswork.grammar.merge import are_disjoint, demands, listed_values, merge, type_names
-from presswork.grammar.numbers import has_bounds, integer_expression, number_expression
+from presswork.grammar.numbers import has_bounds, integer_expression, is_within, number_expression
 from presswork.grammar.regex import num_wide_sets
 from presswork.grammar.strings import string_expression
 
@@ -95,12 +95,14 @@ class _Place:
         level: The values around it.
         steps: The schemas around it.
         open_refs: The references that led here and may do so again.
+        is_constant: Whether the value is known: a part of a constant, or a branch beside listed ones.
     """
 
     path: str = "#"
     level: int = 0
     steps: int = 0
     open_refs: tuple[str, ...] = ("#",)
+    is_constant: bool = False
 
     def inside(self, *names: str) -> "_Place":
         """A schema that this one holds, for the same value."""
@@ -258,6 +260,8 @@ class _Reader:
 
     def _branches(self, schema: dict[str, Any], keyword: str, place: _Place) -> Expression:
         rest: Schema = {key: value for key, value in schema.items() if key != keyword}
+        if "enum" in rest or "const" in rest:
+            place = replace(place, is_constant=True)
         branches = []
         for number, branch in enumerate(schema[keyword]):
             found, inner = self._resolve(branch, place.inside(keyword, str(number)))
@@ -287,20 +291,67 @@ class _Reader:
                     )
 
     def _listed(self, schema: dict[str, Any], values: list[Any], place: _Place) -> Expression:
+        if not values and place.is_constant:
+            return NOTHING
         if not values:
             raise ConstraintError(
                 f"{place.path}: no value of enum or const is of the schema's type; correct one of them"
             )
+        rest = {key: value for key, value in schema.items() if key not in ("enum", "const")}
+        return union(*(self._constant(value, rest, place) for value in values))
+
+    def _constant(self, value: Any, schema: Schema, place: _Place) -> Expression:
+        """A value's spelling where it satisfies a schema of its type."""
+        if not isinstance(schema, dict) or not schema.keys() & SPEAKS_OF.keys():
+            return self._spelled(self._dialect.value, value, place)
+        match value:
+            case dict():
+                return self._constant_object(value, schema, place)
+            case list():
+                return self._constant_array(value, schema, place)
+            case str():
+                return intersection(
+                    self._spelled(self._dialect.value, value, place), self._typed("string", schema, place)
+                )
+            case int() | float() if not isinstance(value, bool) and not is_within(value, schema):
+                return NOTHING
+        return self._spelled(self._dialect.value, value, place)
+
+    def _constant_object(self, value: dict[str, Any], schema: dict[str, Any], place: _Place) -> Expression:
+        least, most = schema.get("minProperties", 0), schema.get("maxProperties", len(value))
+        if not least <= len(value) <= most or any(name not in value for name in schema.get("required", ())):
+            return NOTHING
+        known, extra = schema.get("properties", {}), schema.get("additionalProperties", True)
+        parts = [
+            sequence(
+                self._spelled(self._dialect.key, name, place),
+                self._dialect.colon,
+                self._constant_part(inner, known.get(name, extra), place.part("properties", escaped(name))),
+            )
+            for name, inner in value.items()
+        ]
+        return _braced(_listing(parts, self._dialect.comma))
+
+    def _constant_array(self, value: list[Any], schema: dict[str, Any], place: _Place) -> Expression:
+        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+            return NOTHING
+        first, others = schema.get("prefixItems", []), schema.get("items", True)
+        parts = [
+            self._constant_part(inner, first[n] if n < len(first) else others, place.part("items", str(n)))
+            for n, inner in enumerate(value)
+        ]
+        return sequence(Text("["), _listing(parts, self._dialect.comma), Text("]"))
+
+    def _constant_part(self, value: Any, schema: Schema, place: _Place) -> Expression:
+        if schema is True:
+            return self._spelled(self._dialect.value, value, place)
+        return self._value({"allOf": [schema, {"const": value}]}, replace(place, is_constant=True))
+
+    def _spelled(self, spell: Callable[[Any], Expression], value: Any, place: _Place) -> Expression:
         try:
-            spelled = union(*map(self._dialect.value, values))
+            return spell(value)
         except ConstraintError as error:
             raise ConstraintError(f"{place.path}: {error}") from None
-        rest = {key: value for key, value in schema.items() if key not in ("enum", "const")}
-        if not rest.keys() & SPEAKS_OF.keys():
-            return spelled
-        # A type that no keyword speaks of is not bound by any of them.
-        rest.setdefault("type", ["null", "boolean", "object", "array", "string", "number"])
-        return intersection(spelled, self._resolved_value(rest, place))
 
     def _typed(self, name: str, schema: dict[str, Any], place: _Place) -> Expression:
         match name:
@@ -338,10 +389,7 @@ class _Reader:
         return _braced(_counted(body, len(required), num_parts, schema, place.path))
 
     def _member(self, name: str, schema: Schema, is_required: bool, place: _Place) -> Member:
-        try:
-            key = self._dialect.key(name)
-        except ConstraintError as error:
-            raise ConstraintError(f"{place.path}: {error}") from None
+        key = self._spelled(self._dialect.key, name, place)
         return Member(sequence(key, self._dialect.colon, self._value(schema, place)), is_required)
 
     def _map(self, schema: dict[str, Any], place: _Place) -> Expression:
@@ -388,6 +436,10 @@ class _Reader:
         inner, comma = self._free_value(levels, place), self._dialect.comma
         member = sequence(self._dialect.any_key, self._dialect.colon, inner)
         return sequence(Text("["), repeat(inner, 0, None, comma), Text("]")), _braced(repeat(member, 0, None, comma))
+
+
+def _listing(parts: list[Expression], separator: Expression) -> Expression:
+    return sequence(*(piece for n, part in enumerate(parts) for piece in ([separator, part] if n else [part])))
 
 
 def _braced(body: Expression) -> Expression:

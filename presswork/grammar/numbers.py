@@ -32,6 +32,17 @@ def has_bounds(schema: Schema) -> bool:
     return any(key in schema for key in (*_LOW_KEYS, *_HIGH_KEYS))
 
 
+def is_within(value: int | float, schema: Schema) -> bool:
+    """Whether a number is within the schema's bounds and a multiple of its `multipleOf`."""
+    number = _exact(value)
+    bounds = {key: _exact(schema[key]) for key in (*_LOW_KEYS, *_HIGH_KEYS, "multipleOf") if key in schema}
+    return (
+        bounds.get("minimum", number) <= number <= bounds.get("maximum", number)
+        and bounds.get("exclusiveMinimum", number - 1) < number < bounds.get("exclusiveMaximum", number + 1)
+        and number % bounds.get("multipleOf", number or 1) == 0
+    )
+
+
 def integer_expression(schema: Schema, path: str) -> Expression:
     """Integers within the schema's bounds, multiples of its `multipleOf`.
 

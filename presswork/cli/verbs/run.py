@@ -88,12 +88,10 @@ def run(
             sampling = {"max_tokens": _EXAMPLE_TOKENS, **sampling}
     if tries is not None and (raw or not is_sudoku(engine)):
         raise RequestError("--tries is for Sudoku puzzles, whose rules say when one is solved; leave it out")
-    if is_sudoku(engine) and not raw and tries is not None:
-        _solve_by_tries(engine, text, sampling, tries, as_json=as_json)
-        return
+    if tries is not None:
+        return _solve_by_tries(engine, text, sampling, tries, as_json=as_json)
     if is_sudoku(engine) and not raw:
-        _solve(engine, text, sampling, best_of, is_watched=is_watched, as_json=as_json)
-        return
+        return _solve(engine, text, sampling, best_of, is_watched=is_watched, as_json=as_json)
     reply, held_s = _generate(engine, text, sampling, best_of, raw=raw, is_watched=is_watched, is_quiet=as_json)
     if as_json:
         print_json({"model": engine.name, **reply_json(reply)})
