@@ -81,7 +81,7 @@ def _compile(root: Expression, symbols: dict[str, int], budget: Budget) -> Dfa:
     products: dict[Expression, Dfa] = {}
 
     def automaton(node: Expression) -> Dfa:
-        return smallest(determinize(build_nfa(node, products, symbols), budget))
+        return determinize(build_nfa(node, products, symbols), budget)
 
     def smallest(dfa: Dfa) -> Dfa:
         budget.spend(2 * dfa.size)  # by measured time, beside the steps of other parts
@@ -90,13 +90,16 @@ def _compile(root: Expression, symbols: dict[str, int], budget: Budget) -> Dfa:
     for node in children_first(root):
         if isinstance(node, Intersection | Without):
             is_difference = isinstance(node, Without)
-            pairs = product(automaton(node.left), automaton(node.right), is_difference=is_difference, budget=budget)
+            left, right = automaton(node.left), automaton(node.right)
+            # The larger one is mostly a length, and as small as it can be.
+            left, right = (smallest(left), right) if left.size < right.size else (left, smallest(right))
+            pairs = product(left, right, is_difference=is_difference, budget=budget)
             products[node] = smallest(pairs)
             sizes[node] = products[node].size
         else:
             sizes[node] = nfa_size(node, sizes)
         budget.check_size(sizes[node])
-    return products[root] if root in products else automaton(root)
+    return products[root] if root in products else smallest(automaton(root))
 
 
 def _tables(dfa: Dfa, names: list[str]) -> ByteAutomaton:

@@ -136,10 +136,11 @@ class _Reader:
         self._spend(check_schema(self._document, "#"))
         return self._value(self._document, _Place())
 
-    def _spend(self, work: int) -> None:
+    def _spend(self, work: int, *, shared: int | None = None) -> None:
+        """Args: shared: what it counts among several readers; as much without."""
         self._own.spend(work)
         if self._shared is not None:
-            self._shared.spend(work)
+            self._shared.spend(work if shared is None else shared)
 
     def _value(self, schema: Schema, place: _Place) -> Expression:
         if not isinstance(schema, dict) or demands(schema).keys() != {"$ref"}:
@@ -362,7 +363,8 @@ class _Reader:
             case "string":
                 pattern = schema.get("pattern", "")
                 self._spend(len(pattern) // 5)
-                self._spend(10 * num_wide_sets(pattern))
+                num_wide = num_wide_sets(pattern)
+                self._spend(10 * num_wide, shared=40 * num_wide)
                 return self._dialect.string(string_expression(schema, place.path))
             case "integer" | "number":
                 self._spend(10 if has_bounds(schema) else 0)

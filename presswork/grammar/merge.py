@@ -16,7 +16,7 @@ Spend = Callable[[int], None]
 
 _ALL_TYPES = frozenset(("null", "boolean", "object", "array", "string", "number"))
 _LARGER = ("minLength", "minItems", "minProperties", "minimum", "exclusiveMinimum")
-_KEY_LENGTH = 1000  # of a value's text that takes as long as a schema to read
+_KEY_LENGTH = 500  # of a value's text that takes as long as a schema to read
 _SMALLER = ("maxLength", "maxItems", "maxProperties", "maximum", "exclusiveMaximum")
 
 

@@ -124,7 +124,7 @@ def _usable(tools: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             except ConstraintError as error:
                 # What is not kept to costs the others nothing, within bounds.
                 wasted += left - work.left
-                if wasted <= MAX_TOOLS_WORK:
+                if wasted <= MAX_TOOLS_WORK // 2:
                     work.left = left
                 logger.info("the parameters of tool %.60r are not kept to: %s", _tool_name(tool), error)
                 tool = {**tool, "function": {**function, "parameters": _ANY_OBJECT}}

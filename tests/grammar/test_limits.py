@@ -16,7 +16,7 @@ from presswork.grammar.limits import Limits
 from presswork.grammar.regex import parse_regex
 from presswork.grammar.tool_calls import tool_calls_expression
 
-MAX_SECONDS, ORDINARY_SECONDS = 2.0, 1.0
+MAX_SECONDS = 1.0
 MAX_PEAK_BYTES = 100e6
 
 
@@ -94,8 +94,8 @@ SCHEMAS = {
     "alike, with long constants": alike({"enum": [[n] * 200 for n in range(300)]}, 500),
     "oneOf of long constants": {
         "oneOf": [
-            {"properties": {"a": {"const": [0] * 20_000}, "t": {"const": n}}, "required": ["a", "t"], "type": "object"}
-            for n in range(60)
+            {"properties": {"a": {"const": [0] * 10_000}, "t": {"const": n}}, "required": ["a", "t"], "type": "object"}
+            for n in range(30)
         ],
     },
     "length and pattern": {"type": "string", "maxLength": 1_000, "pattern": "(a|b)*a(a|b){10}"},
@@ -119,9 +119,10 @@ def test_hostile_tools_are_refused_soon_however_many() -> None:
 
 
 def test_patterns_may_be_as_long_as_texts_often_are() -> None:
-    for pattern in ("^[a-z]*$", r"^\S+( \S+)*$", "^[^<>]*$"):
-        expression = schema_expression({"type": "string", "pattern": pattern, "maxLength": 1000})
-        assert compile_expression(expression).num_states > 1000
+    for pattern, most in (("^[a-z]*$", 1000), ("^[^<>]*$", 1000), (r"^\S+( \S+)*$", 500)):
+        text = {"type": "string", "pattern": pattern, "maxLength": most}
+        expression = schema_expression({"properties": {"a": text}, "required": ["a"]})
+        assert compile_expression(expression).num_states > most
 
 
 def test_tools_of_agents_are_kept_to_together() -> None:
@@ -196,5 +197,5 @@ def test_an_ordinary_schema_is_compiled_in_well_under_a_second() -> None:
     for required in ([], list(schema["properties"])):
         start = time.process_time()
         automaton = compile_expression(schema_expression({**schema, "required": required}))
-        assert time.process_time() - start < ORDINARY_SECONDS
+        assert time.process_time() - start < MAX_SECONDS
         assert automaton.num_states < 4_000
