@@ -63,7 +63,7 @@ def test_the_journal_of_another_evaluation_is_left_alone(tmp_path: Path) -> None
     before = file.read_bytes()
     with pytest.raises(DataError, match="seed was 1 there and is 2 now"), open_journal(file, {**ABOUT, "seed": 2}):
         pass
-    with pytest.raises(DataError, match="another evaluation writes"), open_journal(file, ABOUT):  # noqa: SIM117
+    with pytest.raises(DataError, match="another evaluation holds"), open_journal(file, ABOUT):  # noqa: SIM117
         with open_journal(file, ABOUT):
             pass
     assert file.read_bytes() == before
